@@ -191,10 +191,7 @@ class Pipeline(ImagePipeline, TakesLoras):
         return sum(each.plan(own.request).rows for each, own in self._passes(request))
 
     def size(self, request: Request) -> tuple[int, int]:
-        """Return the height and width in pixels of a request's images, in the first stage that it runs.
-
-        An image to start from is not read for its size, unless it is enlarged.
-        """
+        """Return the height and width in pixels of a request's images, in the first stage that it runs."""
         begins = self._walk(request)[0]
         if begins is not self:
             return begins.size(replace(request, from_stage=None, until_stage=None, stages={}))

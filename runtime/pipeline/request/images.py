@@ -12,11 +12,12 @@ from ldmrt.runtime.bundle.stages import CONTEXT, PIXELS, Stage
 from ldmrt.runtime.errors import InvalidRequest, LdmrtWarning
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.images.inpainting import MaskedRegion, crop_region, filled, filling
-from ldmrt.runtime.images.outpainting import canvas, whole_cells, whole_latents
-from ldmrt.runtime.images.sizes import enlarged_size, kontext_size
+from ldmrt.runtime.images.outpainting import Sides, canvas, whole_cells, whole_latents
+from ldmrt.runtime.images.sizes import enlarged_size, image_size, kontext_size
 from ldmrt.runtime.images.writing import levels
 from ldmrt.runtime.samplers.plan import Latents
 
+from .checks import LARGEST_SIDE
 from .request import Request
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     Raises:
         InvalidRequest: The stage takes no mask, or a side is not a multiple of a latent's pixels.
     """
-    unit, factor, enlarges = stage.space.unit, stage.space.factor, stage.enlarges
+    factor, enlarges = stage.space.factor, stage.enlarges
     if request.has_mask and stage.takes_image:
         name = "mask_image" if request.outpaint is None else "outpaint"
         raise InvalidRequest("request", f"this model takes no {name}", expected="image alone")
@@ -68,18 +69,8 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
         raise InvalidRequest("request", "this model takes no image", expected="a prompt alone")
     first, *others = [None] if request.image is None else reading.split("image", request.image)
     image = None if first is None else reading.read("image", first)
-    own = stage.own
-    if image is not None and request.padding_mask_crop is None:
-        own = enlarged_size(image, unit, enlarges)
-        if request.outpaint is not None:
-            left, top, right, bottom = request.outpaint
-            own = -(-(image.height + top + bottom) // unit) * unit, -(-(image.width + left + right) // unit) * unit
-        if stage.source(CONTEXT) is not None and min(own) > 0:
-            own = kontext_size(own)
-    held = request.latents if request.denoising_start is not None else request.image_latents
-    if held is not None:
-        own = held.shape[2] * factor, held.shape[3] * factor
-    size = request.size(own, max(unit, enlarges))
+    own = _own_size(request, stage, None if image is None else (image.height, image.width))
+    size = request.size(own, max(stage.space.unit, enlarges))
     if stage.largest and max(size) > stage.largest:
         problem, expected = "this model has no positions for so large an image", f"sides of at most {stage.largest}"
         raise InvalidRequest("request", problem, expected=expected, found=f"{size[1]}x{size[0]}")
@@ -105,14 +96,49 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
 
 
 def size_of(request: Request, stage: Stage) -> tuple[int, int]:
-    """Return the height and width in pixels of a request's images; one to start from is not read, unless enlarged."""
-    factor = stage.space.factor
-    if request.latents is not None and request.denoising_start is not None:
-        return request.latents.shape[2] * factor, request.latents.shape[3] * factor
-    if request.image is not None and stage.enlarges > 1 and None in (request.height, request.width):
-        first = reading.split("image", request.image)[0]
-        return enlarged_size(reading.read("image", first), stage.space.unit, stage.enlarges)
-    return request.height or stage.size, request.width or stage.size
+    """Return the height and width in pixels that a request is drawn at; of an image no more is read than that needs."""
+    image = None
+    follows = request.padding_mask_crop is None or request.outpaint is not None
+    if request.image is not None and follows and None in (request.height, request.width):
+        image = image_size("image", reading.split("image", request.image)[0])
+    own = _own_size(request, stage, image)
+    return request.height or own[0], request.width or own[1]
+
+
+def _own_size(request: Request, stage: Stage, image: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the height and width that a request has which states none.
+
+    Args:
+        request: The request.
+        stage: The stage that it runs.
+        image: Height and width of its image.
+
+    Raises:
+        InvalidRequest: A canvas around the image is too large.
+    """
+    unit, factor = stage.space.unit, stage.space.factor
+    held = request.latents if request.denoising_start is not None else request.image_latents
+    if held is not None:
+        return held.shape[2] * factor, held.shape[3] * factor
+    if image is None:
+        return stage.own
+    own = enlarged_size(image, unit, stage.enlarges)
+    if request.outpaint is not None:
+        height, width = _canvas_size(image, request.outpaint)
+        own = -(-height // unit) * unit, -(-width // unit) * unit
+    if request.padding_mask_crop is not None:
+        return stage.own
+    return kontext_size(own) if stage.source(CONTEXT) is not None and min(own) > 0 else own
+
+
+def _canvas_size(image: tuple[int, int], sides: Sides) -> tuple[int, int]:
+    """Return the height and width of the canvas around an image; refuse one that no image may have."""
+    left, top, right, bottom = sides
+    height, width = image[0] + top + bottom, image[1] + left + right
+    if max(height, width) > LARGEST_SIDE or height * width > reading.MAX_PIXELS:
+        expected = f"sides of at most {LARGEST_SIDE}, and {reading.MAX_PIXELS / 1e6:.0f} megapixels"
+        raise InvalidRequest("outpaint", "too large a canvas", expected=expected, found=f"{width}x{height}")
+    return height, width
 
 
 def masked_region(request: Request, size: tuple[int, int]) -> MaskedRegion:

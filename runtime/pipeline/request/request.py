@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ldmrt.runtime.errors import InvalidRequest
-from ldmrt.runtime.images.reading import read, split
-from ldmrt.runtime.images.sizes import enlarged_size
+from ldmrt.runtime.images.reading import split
+from ldmrt.runtime.images.sizes import enlarged_size, image_size
 from ldmrt.runtime.pipeline.loras.asked import check_tags
 from ldmrt.runtime.tensors import Array
 
@@ -258,7 +258,7 @@ class Request(Fields):
         items = [] if self.image is None else split("image", self.image)
         if len(items) < 2:
             return {}
-        own = enlarged_size(read("image", items[0]), factor, enlarges)
+        own = enlarged_size(image_size("image", items[0]), factor, enlarges)
         sides = zip(("height", "width"), own, strict=True)
         return {name: side for name, side in sides if getattr(self, name) is None}
 

@@ -100,6 +100,15 @@ def test_around_the_image_at_full_resolution(pipeline: Pipeline, picture: Image.
         np.testing.assert_array_equal(each[:, :25], np.asarray(picture)[:, :25])
 
 
+@pytest.mark.parametrize("crop", [None, 4])
+def test_too_large_a_canvas_is_refused_before_it_is_made(pipeline: Pipeline, crop: int | None) -> None:
+    for sides in ((0, 0, 2**15, 0), (0, 9000, 9000, 0)):
+        request = Request(PROMPT, image=BLACK, outpaint=sides, padding_mask_crop=crop)
+        for refused in (lambda request: read_images(request, pipeline.stage), pipeline.size):
+            with pytest.raises(InvalidRequest, match="outpaint: too large a canvas; expected sides of at most 32768"):
+                refused(request)
+
+
 BLACK = np.zeros((16, 16, 3), np.uint8)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 import ldmrt.runtime
 from ldmrt.runtime import InvalidRequest, Pipeline, Request
 from ldmrt.runtime.images.resizing import UPSCALERS, resize
+from ldmrt.runtime.pipeline.request.images import read_images
 from ldmrt.runtime.pipeline.request.second_pass import second_pass
 from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 
@@ -130,6 +131,46 @@ def test_what_the_second_pass_refuses_is_refused_before_the_first(pipeline: Pipe
     with pytest.raises(InvalidRequest, match="noise a1111 cannot start from an image"):
         next(pipeline.steps(request))
     assert pipeline(PROMPT, **ASKED, noise="a1111", hires=2).pixels.shape == (1, 32, 32, 3)  # as latents need no noise
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({"image": np.zeros((8, 32, 3), np.uint8)}, (8, 32)),
+        ({"image": "turned.jpg"}, (24, 16)),
+        ({"image": "turned.jpg", "width": 20}, (24, 20)),
+        ({"image": "late.png"}, (24, 16)),
+        ({"image_latents": np.ones((1, 4, 4, 16), np.float32)}, (8, 32)),
+        ({"image": "turned.jpg", "outpaint": (3, 0, 0, 6)}, (30, 20)),
+        ({"image": "turned.jpg", "outpaint": (3, 0, 0, 6), "padding_mask_crop": 4}, (16, 16)),
+    ],
+)
+def test_the_size_is_that_of_what_is_drawn(
+    pipeline: Pipeline, fields: dict[str, Any], size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that EXIF turns too; the second pass keeps the ratio."""
+    monkeypatch.chdir(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("RGB", (24, 16)).save("turned.jpg", exif=exif)
+    Image.new("RGB", (24, 16)).save("late.png", exif=exif)
+    request = Request(PROMPT, **fields)
+    assert pipeline.size(request) == read_images(request, pipeline.stage).size == size
+    if request.outpaint is None:
+        large = second_pass(Request(PROMPT, **fields, hires=2), pipeline.stage, pipeline.size(request)).request
+        assert (large.height, large.width) == (2 * size[0], 2 * size[1])
+
+
+def test_a_header_is_enough(pipeline: Pipeline, tmp_path: Path) -> None:
+    """The rest of the file is not there."""
+    Image.effect_noise((64, 32), 50).save(tmp_path / "whole.jpg")
+    (tmp_path / "begun.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:700])
+    assert pipeline.size(Request(PROMPT, image=tmp_path / "begun.jpg")) == (32, 64)
+
+
+def test_a_wide_image_stays_wide(pipeline: Pipeline) -> None:
+    image = np.zeros((8, 32, 3), np.uint8)
+    assert pipeline(PROMPT, **ASKED, image=image, hires=2).pixels.shape == (1, 16, 64, 3)
 
 
 def test_the_latents_that_stand_for_the_first_pass_take_no_memory(pipeline: Pipeline) -> None:

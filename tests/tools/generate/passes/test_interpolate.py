@@ -13,9 +13,7 @@ from PIL import Image
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images.animation import encode_animation
-from ldmrt.runtime.images.resizing import UPSCALERS
 from ldmrt.runtime.pipeline.pipeline import Pipeline
-from ldmrt.tools.options.drawing import HOW, with_options
 
 PROMPTS = ("two pears", "a red apple")
 
@@ -134,8 +132,3 @@ def test_frames_are_encoded_as_they_come(suffix: str) -> None:
 def test_images_of_an_ip_adapter_have_no_scale_here(ldmrt: Any, bundle: Path) -> None:
     ran = ldmrt("interpolate", bundle, *PROMPTS, "--ip-adapter-scale", 0.5)
     assert (ran.code, "--ip-adapter-scale" in ran.err) == (2, True)
-
-
-def test_the_upscalers_that_options_name_are_all() -> None:
-    (option,) = (each for each in with_options(HOW)(lambda: None).__click_params__ if each.name == "hires_upscaler")
-    assert list(option.type.choices) == list(UPSCALERS)
