@@ -113,5 +113,5 @@ class RefinedPipeline(ImagePipeline):
     def _last(self, request: Request, left: Latents) -> Request:
         image = request.image if request.has_mask else None
         alone = {**without_loras(request), "controls": {}, "ip_adapter_image": None, "deep_cache": None}
-        noise = {"seed": request.seeds, "variation_seed": None, "variation_strength": 0.0, "image_latents": None}
-        return replace(request, latents=left, denoising_start=self.start, image=image, **alone, **noise)
+        begun = replace(request, seed=request.seeds, variation_seed=None, variation_strength=0.0, image_latents=None)
+        return replace(begun, latents=left, denoising_start=self.start, image=image, **alone)
