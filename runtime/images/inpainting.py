@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import InvalidRequest
 
-from .sizes import Size
+from .reading import Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
