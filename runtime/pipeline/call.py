@@ -18,6 +18,7 @@ from ldmrt.runtime.samplers.noise.sources import LDMRT
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Array, Engine
 
+from .autoencoder.checked_models import CheckedModel, checker_of
 from .autoencoder.safety import OFF, ON, flagged
 from .request.block_scales import BlockScales
 from .request.checks import Images, Text
@@ -221,6 +222,25 @@ class ImagePipeline(ABC):
             return self.generate(replace(prompt, **_given(arguments)))
         return self.generate(Request(prompt, **arguments))
 
+    @property
+    @abstractmethod
+    def stages(self) -> Sequence[CheckedModel]:
+        """The models that make an image, in the order in which they run."""
+
+    @property
+    def blackens(self) -> bool:
+        """Whether images that a safety checker flags become black; nothing is to be shown before it looks."""
+        model = checker_of(self.stages)
+        return model is not None and model.decoding.safety == ON
+
+    def checked(self, result: Result) -> Result:
+        """Return a finished result as the safety checker of the models leaves it; each result is looked at once."""
+        model = checker_of(self.stages)
+        if model is None or result.nsfw_content_detected is not None:
+            return result
+        with model.engines.turn:
+            return result.checked(model.engines, model.decoding.safety)
+
     @abstractmethod
     def generate(self, request: Request) -> Result:
         """Make the images of a request."""
@@ -258,6 +278,10 @@ class ImagePipeline(ABC):
             latents: The latents, such as those that a row predicts, `State.x0`.
             stage: The stage of a cascade that they belong to; the last by default.
         """
+
+    def public_preview(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
+        """Return what `preview` does; no images where a safety checker, which has not looked yet, may blacken them."""
+        return np.empty((0, 0, 0, 3), np.uint8) if self.blackens else self.preview(latents, stage)
 
     @abstractmethod
     def close(self) -> None:

@@ -97,7 +97,8 @@ class Pipeline(ImagePipeline, TakesLoras):
             spent += sum(result.seconds.values())
             made = then.after(result.latents, None if then.method else result.pixels)
             result = each._generate_in_parts(made)
-        return replace(result, seconds=result.seconds | {"latents": spent + result.seconds["latents"]})
+        seconds = result.seconds | {"latents": spent + result.seconds["latents"]}
+        return self.checked(replace(result, seconds=seconds))
 
     def _walk(self, request: Request) -> "tuple[Pipeline, ...]":
         """Return the stages that a request runs."""
@@ -121,7 +122,7 @@ class Pipeline(ImagePipeline, TakesLoras):
         return [(first, Pass(own)), *then]
 
     def _generate_in_parts(self, request: Request) -> Result:
-        """Make the images of this stage."""
+        """Make the images of this stage; no safety checker looks at them."""
         most = self.images_at_once(request)
         if request.total_images <= most:
             return self._generate(request)
@@ -142,10 +143,11 @@ class Pipeline(ImagePipeline, TakesLoras):
             if several:
                 yield from map(self.generate, group)
             else:
-                yield from self._overlapped(self._passes(request)[0][1].request for request in group)
+                asked = (self._passes(request)[0][1].request for request in group)
+                yield from map(self.checked, self._overlapped(asked))
 
     def _overlapped(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
-        """Yield the results of many requests of this stage."""
+        """Yield the results of many requests of this stage; no safety checker looks at them."""
         stopped = Event()
         stages = (self._encode, partial(self._denoise, go_on=lambda: not stopped.is_set()), self._decode)
         if self.engines.take_turns:
@@ -160,7 +162,7 @@ class Pipeline(ImagePipeline, TakesLoras):
             keys = [self._encode(only_pass(self._passes(request))) for request in requests]
         for frame in range(frames):
             with self.engines.turn:
-                yield self._decode(self._denoise(between(keys, frame * (len(keys) - 1) / (frames - 1))))
+                yield self.checked(self._decode(self._denoise(between(keys, frame * (len(keys) - 1) / (frames - 1)))))
 
     def steps(self, request: Request | Text) -> Iterator[State]:
         """Yield the state after every row of a request, or of a prompt: for progress, previews, or to stop.
@@ -309,4 +311,4 @@ class Pipeline(ImagePipeline, TakesLoras):
         how = decode_unrounded if request.output_type == "np" else decode
         array = pasted(request, how(self.engines, self.stage.space, x, self.decoding))
         seconds = {"latents": denoised.seconds, "decode": time.perf_counter() - called}
-        return Result(array, x, request.seeds, seconds).checked(self.engines, self.decoding.safety)
+        return Result(array, x, request.seeds, seconds)

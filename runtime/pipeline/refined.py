@@ -50,13 +50,18 @@ class RefinedPipeline(ImagePipeline):
                 problem = f"its latents are not the base's: another {name.replace('_', ' ')}"
                 raise LdmrtError("refiner", problem, expected=expected, found=found)
 
+    @property
+    def stages(self) -> tuple[Pipeline, Pipeline]:
+        """Both pipelines, in the order in which they run."""
+        return self.base, self.refiner
+
     def generate(self, request: Request) -> Result:
         """Make the images of a request: the base begins them, the refiner ends them."""
-        return self.refiner.generate(self.begun(request))
+        return self.checked(self.refiner.generate(self.begun(request)))
 
     def draw(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Yield the results of many requests, in order; the base begins one while the refiner ends the one before."""
-        yield from self.refiner.draw(map(self.begun, requests))
+        yield from map(self.checked, self.refiner.draw(map(self.begun, requests)))
 
     def steps(self, request: Request | Text) -> Iterator[State]:
         """Yield the state after every row, the base's and then the refiner's."""

@@ -148,7 +148,10 @@ class Service:
             return self._queue.position(job)
 
     def decode(self, job: Job, latents: Latents, stage: str) -> NDArray[np.uint8]:
-        """Preview latents (N, C, h, w) of a stage of a job's model as images (N, H, W, 3); none if it has ended."""
+        """Preview latents (N, C, h, w) of a stage of a job's model as images (N, H, W, 3).
+
+        There are none if the job has ended, or where a safety checker may blacken its images.
+        """
         with self._changed:
             if job.used is None:
                 return np.empty((0, 0, 0, 3), np.uint8)
@@ -156,7 +159,7 @@ class Service:
             self._ending += 1
         try:
             with self._alone:
-                return model.pipeline.preview(latents, stage)
+                return model.pipeline.public_preview(latents, stage)
         finally:
             with self._changed:
                 self.models.end(model)

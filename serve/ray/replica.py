@@ -72,7 +72,7 @@ class Loaded:
     def decode(self, latents: Latents, stage: str) -> NDArray[np.uint8]:
         """Preview latents (N, C, h, w) of a stage as images (N, H, W, 3), one call at a time, while it is open."""
         with self._decoding:
-            return np.ascontiguousarray(self.pipeline.preview(latents, stage))
+            return np.ascontiguousarray(self.pipeline.public_preview(latents, stage))
 
 
 class Replica:

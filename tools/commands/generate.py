@@ -231,7 +231,7 @@ def generate(
     number = -1
     for result in results:
         final += [result.latents] if save_latents else []
-        seconds, depths = result.seconds, result.depth
+        seconds, depths, flags = result.seconds, result.depth, result.nsfw_content_detected
         shared |= of_result(base, last, result)
         for place, (image, seed) in enumerate(zip(result.pixels, result.seeds, strict=True)):
             number += 1
@@ -258,7 +258,7 @@ def generate(
     if save_latents:
         written.append(save_array(latents_of(out), np.concatenate(final)))
     if save_steps:
-        written += save_rows(pipeline, previews, out)
+        written += save_rows(pipeline, previews, out, flags)
     pipeline.close()
     times = f"{rows} rows {seconds['latents']:.2f} s, decoded {seconds['decode']:.2f} s"
     if parts > 1 and not save_steps:

@@ -5,7 +5,7 @@ import numpy as np
 from ldmrt.runtime.bundle.graphs import IMAGE_ENCODER, IMAGE_PROJECTION
 from ldmrt.runtime.bundle.stages import IMAGE_PROMPT, IMAGE_SCALE, Source, Stage
 from ldmrt.runtime.errors import BundleError, InvalidRequest
-from ldmrt.runtime.images.clip import clip_pixels
+from ldmrt.runtime.images.clip import clip_pixels, width_of
 from ldmrt.runtime.images.reading import for_each, split
 from ldmrt.runtime.pipeline.request.block_scales import scale_of_each
 from ldmrt.runtime.pipeline.request.request import Request
@@ -44,10 +44,8 @@ def image_tokens(context: Context, source: Source, name: str) -> Array:
     if context.request.ip_adapter_image is None:
         return np.zeros((calls, *_shape(context, name)), np.float32)
     encoder, projection = (_engine(context, each) for each in (IMAGE_ENCODER, IMAGE_PROJECTION))
-    size = encoder.inputs[0].shape[-1]
-    if not isinstance(size, int):
-        raise BundleError(IMAGE_ENCODER, "no input of a fixed width", found=encoder.inputs[0], hint="export again")
-    pixels = clip_pixels(FIELDS[0], split(FIELDS[0], context.request.ip_adapter_image), size)
+    images_given = split(FIELDS[0], context.request.ip_adapter_image)
+    pixels = clip_pixels(FIELDS[0], images_given, width_of(IMAGE_ENCODER, encoder))
     if guided := any(row.prompt != "positive" for row in context.rows):
         pixels = np.concatenate([pixels, np.zeros_like(pixels[:1])]) if source.setting("encoded") else pixels
     ((_, embeds),) = encoder(**{encoder.inputs[0].name: pixels}).items()

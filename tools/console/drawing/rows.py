@@ -2,15 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.pipeline.call import ImagePipeline, Result
-from ldmrt.runtime.pipeline.pipeline import Pipeline
-from ldmrt.runtime.pipeline.refined import RefinedPipeline
 from ldmrt.runtime.pipeline.request.images import pasted
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.plan import Latents
@@ -30,25 +28,21 @@ def in_rows(
 ) -> Result:
     """Make images and show progress by rows; `previews` collects the predicted clean latents of each.
 
-    On a `screen` they are shown decoded, and the images at last.
+    On a `screen` they are shown decoded, and the images at last; the latter alone where a safety checker may blacken.
     """
     begin, x, stage, row = time.perf_counter(), None, None, "row {} of {}".format
-    states = pipeline.steps(request)
-    for state in states if screen is not None else watched(states, rows, lambda s: row(s.row + 1, s.rows)):
+    states, shown = pipeline.steps(request), None if pipeline.blackens else screen
+    for state in states if shown is not None else watched(states, rows, lambda s: row(s.row + 1, s.rows)):
         x, stage = state.x, state.stage
         if previews is not None:
             previews.append((stage, state.x0))
-        if screen is not None:
-            screen.show(sheet(pipeline.preview(state.x0, stage)), row(state.row + 1, state.rows))
+        if shown is not None:
+            shown.show(sheet(pipeline.preview(state.x0, stage)), row(state.row + 1, state.rows))
     sampled = time.perf_counter()
     assert x is not None
     images = pasted(request, pipeline.decode(x, stage))
     seconds = {"latents": sampled - begin, "decode": time.perf_counter() - sampled}
-    last = pipeline.refiner if isinstance(pipeline, RefinedPipeline) else pipeline
-    result = Result(images, x, request.seeds, seconds)
-    if isinstance(last, Pipeline):
-        named = next((each for each in last.stages if each.stage.name == stage), last)
-        result = result.checked(named.engines, named.decoding.safety)
+    result = pipeline.checked(Result(images, x, request.seeds, seconds))
     if screen is not None:
         screen.show(sheet(result.pixels), row(rows, rows))
     return result
@@ -69,9 +63,15 @@ def sheet(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return grid(images, math.isqrt(len(images) - 1) + 1)
 
 
-def save_rows(pipeline: ImagePipeline, previews: Previews, out: Path) -> list[Path]:
-    """Save the predicted clean image of each row in a folder beside OUT, and a strip with a line per image."""
+def save_rows(pipeline: ImagePipeline, previews: Previews, out: Path, flags: Sequence[bool] | None) -> list[Path]:
+    """Save the predicted clean image of each row in a folder beside OUT, and a strip with a line per image.
+
+    Those of an image that was flagged are black where the image is.
+    """
     decoded = [pipeline.preview(x0, stage) for stage, x0 in previews]
+    if flags is not None and pipeline.blackens:
+        for images in decoded:
+            images[np.array(flags)] = 0
     folder, strip = steps_of(out)
     folder.mkdir(exist_ok=True)
     written = []
