@@ -18,6 +18,15 @@ from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SANA, Z_IMAGE
 from .controls import FEATURE, RESIDUAL
 
 
+class _Wrapped(nn.Module):
+    """Holds a network, which is called in another way than its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a network."""
+        super().__init__()
+        self.model = model
+
+
 class _TextEncoder(nn.Module):
     """Returns the last hidden state and the pooled text, every layer's state, then the last state with layers skipped.
 
@@ -50,13 +59,8 @@ class _LDMBert(nn.Module):
         return (self.model(input_ids),)
 
 
-class _T5(nn.Module):
+class _T5(_Wrapped):
     """Returns the last hidden state of T5's encoder; padding is read as any token, as in Stable Diffusion 3."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap a T5EncoderModel of transformers."""
-        super().__init__()
-        self.model = model
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor]:
         return (self.model(input_ids).last_hidden_state,)
@@ -74,13 +78,8 @@ class _MaskedT5(_T5):
         return (self.model(input_ids, attention_mask=input_ids != self.pad).last_hidden_state,)
 
 
-class _Transformer(nn.Module):
+class _Transformer(_Wrapped):
     """Calls a transformer of diffusers with its inputs by name."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap a network."""
-        super().__init__()
-        self.model = model
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, **conditioning: Tensor) -> tuple[Tensor]:
         times = timestep.expand(hidden_states.shape[0])
@@ -88,7 +87,7 @@ class _Transformer(nn.Module):
         return (out[0],)
 
 
-class _Flux(nn.Module):
+class _Flux(_Wrapped):
     """Calls the transformer of FLUX.1 with latents, which it packs into tokens, and with their positions.
 
     diffusers' `forward` rounds time and guidance to the weights' precision before it multiplies them by 1000, an error
@@ -97,11 +96,6 @@ class _Flux(nn.Module):
     Latents of more channels than it reads are those of several images, whose tokens follow one another as Kontext's
     (Black Forest Labs 2025, arXiv:2506.15742): it predicts those of the first.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap a network."""
-        super().__init__()
-        self.model = model
 
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor,
@@ -154,16 +148,11 @@ class _PixArt(nn.Module):
         return (model.prediction(model.unpack(x, hidden_states)),)
 
 
-class _Sana(nn.Module):
+class _Sana(_Wrapped):
     """Calls the transformer of Sana, whose submodules are called in the order of diffusers' `forward`.
 
     That one repeats the mask for each head.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap a network."""
-        super().__init__()
-        self.model = model
 
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor
@@ -195,16 +184,11 @@ class _Gemma(_MaskedT5):
         return (model.norm(x),)
 
 
-class _ZImage(nn.Module):
+class _ZImage(_Wrapped):
     """Calls the transformer of Z-Image, whose submodules are called in the order of diffusers' `forward`.
 
     That one takes lists of images and of prompts of any length, each of which it fills up for itself.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap a network."""
-        super().__init__()
-        self.model = model
 
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor
@@ -234,13 +218,12 @@ class _ZImage(nn.Module):
         return (model.velocity(model.unpack(out, hidden_states)),)
 
 
-class _Qwen(nn.Module):
+class _Qwen(_Wrapped):
     """Returns the states of Qwen3 before its last layer, of whose weights the graph holds none."""
 
     def __init__(self, model: nn.Module) -> None:
         """Wrap a Qwen3Model of transformers."""
-        super().__init__()
-        self.model = ReadLayers(model)
+        super().__init__(ReadLayers(model))
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor]:
         return (self.model(input_ids),)
@@ -262,13 +245,8 @@ def transformer(model: nn.Module, kind: str, factor: int) -> nn.Module:
     return {FLUX: _Flux, SANA: _Sana, Z_IMAGE: _ZImage}.get(kind, _Transformer)(model)
 
 
-class _UNet(nn.Module):
+class _UNet(_Wrapped):
     """Calls the U-Net with its conditioning by name, and with the controls' residuals as lists."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap a network."""
-        super().__init__()
-        self.model = model
 
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor | None = None, **conditioning: Tensor

@@ -99,16 +99,13 @@ def size_of(request: Request, stage: Stage) -> tuple[int, int]:
     """Return the height and width in pixels that a request is drawn at; of an image no more is read than that needs.
 
     Raises:
-        InvalidRequest: The image is smaller than a latent, or a canvas around it is too large.
+        InvalidRequest: A side is no whole number of latents, or too large.
     """
     image = None
     follows = request.padding_mask_crop is None or request.outpaint is not None
     if request.image is not None and follows and None in (request.height, request.width):
         image = image_size("image", reading.split("image", request.image)[0])
-    own = _own_size(request, stage, image)
-    if min(own) < 1:  # the image is smaller than a latent
-        return request.size(own, max(stage.space.unit, stage.enlarges))
-    return request.height or own[0], request.width or own[1]
+    return request.size(_own_size(request, stage, image), max(stage.space.unit, stage.enlarges))
 
 
 def _own_size(request: Request, stage: Stage, image: tuple[int, int] | None) -> tuple[int, int]:
