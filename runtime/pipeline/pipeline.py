@@ -33,7 +33,6 @@ from .conditioning.prompts import reads_texts, text_encoders
 from .conditioning.sources import check_sources
 from .denoising.denoise import Denoised, DenoisingTask, Encoded, check_finite
 from .denoising.initial_latents import initial_latents
-from .denoising.interpolation import between, check_keys, only_pass
 from .denoising.noise_order import noise_of
 from .denoising.plan_of_request import plan_of
 from .loras.asked import asked
@@ -157,6 +156,8 @@ class Pipeline(ImagePipeline, TakesLoras):
 
     def interpolate(self, requests: Sequence[Request], frames: int) -> Iterator[Result]:
         """Yield images from each request's to the next one's; the first and the last are those of their requests."""
+        from .denoising.interpolation import between, check_keys, only_pass
+
         check_keys(requests, frames)
         with self.engines.turn:
             keys = [self._encode(only_pass(self._passes(request))) for request in requests]

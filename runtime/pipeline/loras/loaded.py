@@ -1,7 +1,8 @@
 """Keep the LoRAs that a pipeline has loaded, and networks with their weights.
 
 The weights that LoRAs change are inputs of a graph, and computed anew for every set of LoRAs from those in the bundle.
-So one session serves all sets, and a set gives the same bytes whatever came before it.
+So one session serves all sets, and a set gives the same bytes whatever came before it. What reads files and graphs is
+imported with the first LoRA.
 """
 
 import math
@@ -11,26 +12,25 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.backends.ort.engine import OrtEngine
-from ldmrt.runtime.backends.ort.replaceable import check_replaceable, open_replaceable
-from ldmrt.runtime.backends.wrappers.packed import given_latents
-from ldmrt.runtime.backends.wrappers.text_encoder_cache import CachedTextEncoder
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
-from ldmrt.runtime.files.lora.placing import Layers, Network, placed
-from ldmrt.runtime.files.lora.reading import Lora, Step, changed, open_lora
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import Arrays, Engine
 
-from .graph_weights import GraphWeights
 from .names import NAME, unknown
-from .networks import HINT, Graph, adaptable
-from .stored import KINDS, LEVELS
+
+if TYPE_CHECKING:
+    from ldmrt.runtime.backends.ort.engine import OrtEngine
+    from ldmrt.runtime.files.lora.placing import Layers, Network
+    from ldmrt.runtime.files.lora.reading import Lora, Step
+
+    from .networks import Graph
 
 KEPT = 2  # sets of LoRAs whose weights stay in memory
 Weights = Mapping[str, float]  # of LoRAs by name
@@ -50,8 +50,8 @@ class Source:
 class Loaded:
     """Holds a file that was loaded, and its layers by component and module."""
 
-    lora: Lora
-    layers: Layers = field(repr=False)
+    lora: "Lora"
+    layers: "Layers" = field(repr=False)
 
 
 class Loras:
@@ -86,6 +86,12 @@ class Loras:
 
     def load(self, path: Path, name: str | None) -> str:
         """Load a file, and return its name; nothing changes where that fails."""
+        from ldmrt.runtime.backends.ort.replaceable import check_replaceable
+        from ldmrt.runtime.files.lora.placing import placed
+        from ldmrt.runtime.files.lora.reading import open_lora
+
+        from .networks import HINT, adaptable
+
         lora = open_lora(path)
         name = path.stem if name is None else name
         if not NAME.fullmatch(name):
@@ -167,14 +173,21 @@ class Loras:
             {name: partial(self._open, name, steps[home]) for name, home in homes.items() if home in steps}
         )
 
-    def _open(self, name: str, steps: Mapping[str, list[Step]]) -> Engine:
+    def _open(self, name: str, steps: "Mapping[str, list[Step]]") -> Engine:
         """Open a graph with its weights changed."""
+        from ldmrt.runtime.backends.wrappers.packed import given_latents
+        from ldmrt.runtime.backends.wrappers.text_encoder_cache import CachedTextEncoder
+
         weights, level = self._changed(name, steps)
         engine = given_latents(self._session(name, level).given(weights))
         return CachedTextEncoder(engine) if name.startswith("text_encoder") else engine
 
-    def _changed(self, name: str, steps: Mapping[str, list[Step]]) -> tuple[Arrays, int]:
+    def _changed(self, name: str, steps: "Mapping[str, list[Step]]") -> tuple[Arrays, int]:
         """Compute the constants of a graph that LoRAs change, and the level of inputs that they need."""
+        from ldmrt.runtime.files.lora.reading import changed
+
+        from .stored import KINDS, LEVELS
+
         weights, level, parameters = Arrays(), LEVELS[0], self._graph(name).parameters
         for module, layers in steps.items():
             for kind in KINDS:
@@ -191,16 +204,21 @@ class Loras:
                         weights[constant] = array
         return weights, level
 
-    def _graph(self, name: str) -> Graph:
+    def _graph(self, name: str) -> "Graph":
         """Return the weights of a graph."""
+        from .graph_weights import GraphWeights
+        from .networks import Graph
+
         assert self._source is not None
         with self._opening:
             if name not in self._graphs:
                 self._graphs[name] = Graph(GraphWeights.read(name, self._source.bundle.model(name)))
             return self._graphs[name]
 
-    def _session(self, name: str, level: int) -> OrtEngine:
+    def _session(self, name: str, level: int) -> "OrtEngine":
         """Return the session of a graph whose constants of a level are inputs."""
+        from ldmrt.runtime.backends.ort.replaceable import open_replaceable
+
         assert self._source is not None
         graph, source = self._graph(name), self._source
         with self._opening:
