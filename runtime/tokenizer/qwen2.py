@@ -3,10 +3,9 @@
 from typing import Any
 
 from ldmrt.runtime.errors import LdmrtError, first_line
-from ldmrt.runtime.files.reading import parse_json
 from ldmrt.runtime.optional import unavailable
 
-from .vocabulary import QWEN_ROLES, Files, special_tokens
+from .vocabulary import QWEN_ROLES, Files, byte_pairs, special_tokens
 
 # Words with the sign or the space before them, single digits, runs of signs, line breaks and other spaces.
 PATTERN = (
@@ -36,9 +35,7 @@ def qwen_byte_pairs(files: Files) -> tuple[Any, dict[str, str]]:
         if "tokenizer.json" in files:
             backend: Any = Tokenizer.from_str(files["tokenizer.json"].decode())
         else:
-            lines = (line.split() for line in files["merges.txt"].decode().splitlines() if not line.startswith("#v"))
-            pairs = [(left, right) for left, right in filter(None, lines)]
-            backend = Tokenizer(models.BPE(parse_json("tokenizer", "vocab.json", files["vocab.json"]), pairs))
+            backend = Tokenizer(models.BPE(*byte_pairs(files)))
             backend.normalizer = normalizers.NFC()
             words = pre_tokenizers.Split(Regex(PATTERN), "isolated")
             letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

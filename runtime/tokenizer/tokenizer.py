@@ -21,6 +21,7 @@ from .vocabulary import (
     START,
     T5_END,
     T5_PAD,
+    byte_pairs,
     is_gemma,
     is_qwen,
     is_unigram,
@@ -183,9 +184,7 @@ def _byte_pairs(files: Mapping[str, bytes], config: Mapping[str, Any], special: 
     try:
         if "vocab.json" not in files or "merges.txt" not in files:
             return Backend.from_str(files["tokenizer.json"].decode())
-        merges = files["merges.txt"].decode().splitlines()
-        pairs = [split_merge(line) for line in merges if line and not line.startswith("#version")]
-        vocab = parse_json("tokenizer", "vocab.json", files["vocab.json"])
+        vocab, pairs = byte_pairs(files)
         return clip_bpe(vocab, pairs, _any_case(config, special))
     except Exception as error:  # tokenizers raises bare Exception
         raise LdmrtError(
@@ -281,12 +280,6 @@ def _word_vectors(backend: Any) -> dict[int, list[int]]:
 def _broken(text: str) -> bool:
     """Tell whether a string holds half of a character, as decoded bytes that are not UTF-8 do."""
     return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def split_merge(line: str) -> tuple[str, str]:
-    """Split a line of merges.txt into its two symbols."""
-    left, right = line.split()
-    return left, right
 
 
 def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

@@ -103,6 +103,21 @@ def word_pieces(files: Files) -> dict[str, int]:
     return dict(vocab)
 
 
+def byte_pairs(files: Files) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Return the tokens of vocab.json with their ids, and the pairs of merges.txt in their order.
+
+    Raises:
+        LdmrtError: vocab.json is no JSON object.
+        ValueError: A line is no pair, or a file is not UTF-8.
+    """
+    pairs = []
+    for line in files["merges.txt"].decode().splitlines():
+        if line and not line.startswith("#version"):
+            left, right = line.split()
+            pairs.append((left, right))
+    return parse_json("tokenizer", "vocab.json", files["vocab.json"]), pairs
+
+
 def unigram_pieces(files: Files) -> dict[str, int]:
     """Return the pieces of T5's tokenizer.json, each with its id; none where SentencePiece's file alone is there.
 
