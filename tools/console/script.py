@@ -74,54 +74,77 @@ def as_interrupts(ended: list[int]) -> Iterator[None]:
 
 def _run(command: click.Command, name: str | None) -> int:
     """Run a command, report its error if there is one, and return the exit code."""
-    from ldmrt.runtime.errors import LONGEST, LdmrtError, shortened
-    from ldmrt.runtime.optional import ours, unavailable
-
     try:
         return command.main(prog_name=name, standalone_mode=False) or 0
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else int(left.code is not None)
-    except click.ClickException as error:
+    except (click.Abort, KeyboardInterrupt):
+        return _stopped()
+    except Exception as error:
+        return _stopped() if interrupted(error) else _report(error, command)
+
+
+def _report(error: Exception, command: click.Command) -> int:
+    """Tell an error of a command, and return the exit code."""
+    from ldmrt.runtime.errors import LONGEST, LdmrtError, shortened
+    from ldmrt.runtime.optional import ours, unavailable
+
+    if isinstance(error, click.ClickException):
         if len(message := error.format_message()) > LONGEST:  # a value may be a megabyte
             _tell(shortened(message))
         else:
             error.show()
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        return 128 + signal.SIGINT
-    except LdmrtError as error:
+    elif isinstance(error, LdmrtError):
         _tell(error)
-    except ImportError as error:
-        if ours(error):
-            return _bug()
+    elif isinstance(error, ImportError) and not ours(error):
         _tell(unavailable(error, _asked_of(command)))
-    except OSError as error:
+    elif isinstance(error, OSError):
         _tell(_of_the_system(error, _asked_of(command)))
-    except Exception as error:
-        if full := _full_disk(error, _asked_of(command)):
-            _tell(full)
-            return WRONG
-        if not out_of_memory(error):
-            return _bug()
+    elif full := _full_disk(error, _asked_of(command)):
+        _tell(full)
+    elif out_of_memory(error):
         problem = "recursion too deep" if isinstance(error, RecursionError) else "not enough memory"
         hint = "a smaller input: fewer or smaller images, or --low-memory or --batch where the command has them"
         _tell(LdmrtError(_asked_of(command), problem, found=shortened(error, 200) or None, hint=hint))
+    else:
+        traceback.print_exception(error)
+        return BUG
     return WRONG
+
+
+def _stopped() -> int:
+    click.echo("stopped", err=True)
+    return 128 + signal.SIGINT
 
 
 def _tell(message: object) -> None:
     click.secho(f"error: {message}", fg="red", err=True)
 
 
-def _bug() -> int:
-    traceback.print_exc()
-    return BUG
-
-
 def _asked_of(command: click.Command) -> str:
     """Return the name of the command; of a group, the subcommand on the command line."""
     words = [word for word in sys.argv[1:2] if isinstance(command, click.Group)]
     return words[0] if words else command.name or "ldmrt"
+
+
+def interrupted(error: Exception) -> bool:
+    """Tell whether Ctrl-C has caused an error.
+
+    Python 3.11 turns an interrupt in `__set_name__` into a `RuntimeError`, and PyTorch's modes, which an interrupt has
+    left half-entered, fail with one. What the system said afterwards, such as that the disk is full, is an error still.
+    """
+    chain = _chain(error)
+    interrupt = next((i for i, cause in enumerate(chain) if isinstance(cause, KeyboardInterrupt)), None)
+    return interrupt is not None and not any(isinstance(cause, (OSError, MemoryError)) for cause in chain[:interrupt])
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error, what caused it, what caused that, and so on."""
+    chain, cause = list[BaseException](), error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    return chain
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -144,11 +167,7 @@ def _full_disk(error: BaseException, where: str) -> "LdmrtError | None":
     from ldmrt.runtime.errors import LdmrtError
 
     program = Path(sys.argv[0]).stem.replace("cli", "ldmrt")  # python -m ldmrt.tools.cli
-    chain, cause = list[BaseException](), error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-    for cause in chain:
+    for cause in _chain(error):
         number = cause.errno if isinstance(cause, OSError) else None
         reason = next((os.strerror(full) for full in FULL if full == number or os.strerror(full) in str(cause)), None)
         if reason is not None:

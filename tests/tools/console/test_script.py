@@ -69,6 +69,39 @@ def test_every_end_has_its_code(error: BaseException, code: int, said: str, caps
     assert ("Traceback" in err) == (code == BUG)
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.usefixtures("default_signals")
+def test_an_interrupt_that_a_library_turned_into_an_error(
+    name: str, hidden: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted:
+        def __set_name__(self, owner: type, name: str) -> None:
+            signal.raise_signal(getattr(signal, word))
+
+    word = name
+
+    def action() -> None:
+        try:
+            type("Owner", (), {"field": Interrupted()})  # a RuntimeError in Python 3.11
+        except RuntimeError as error:
+            raise (LdmrtError("text_encoder", "invalid config", found=str(error)) if hidden else error) from None
+
+    assert ended(action) == 128 + getattr(signal, word)
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_a_full_disk_after_an_interrupt_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def action() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise OSError(errno.ENOSPC, "No space left on device", "state")
+
+    assert ended(action) == 2
+    assert "no space left on device" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 @pytest.mark.usefixtures("default_signals")
 def test_signals_end_a_command_as_ctrl_c_does(name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,14 +57,17 @@ presets.UPSCALER = replace(
     presets.UPSCALER, **plain, block_out_channels=(16, 16), norm_num_groups=4, num_class_embeds=5
 )
 checks.SHOWN = 4
+ENDING = (signal.SIGINT, signal.SIGTERM)
 for line in sys.stdin:
     words, seconds, number = json.loads(line)
     begin = time.monotonic()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     if not (child := os.fork()):
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, signal.default_int_handler if name == signal.SIGINT else signal.SIG_DFL)
         sys.stdout, sys.argv = sys.stderr, ["ldmrt", *words]
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             main()
             code = 0
         except SystemExit as left:
@@ -73,6 +76,7 @@ for line in sys.stdin:
             code = 130
         sys.stderr.flush()
         os._exit(code)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         if number and time.monotonic() - begin >= seconds:
             os.kill(child, number)
