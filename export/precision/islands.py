@@ -57,10 +57,16 @@ def known(checkpoint: Checkpoint) -> Islands:
     return {name: {"": "force_upcast in the autoencoder's config"} for name in ("vae_decoder", "vae_encoder")}
 
 
-def measure(checkpoint: Checkpoint, names: Collection[str], *, overflowing: bool = True) -> dict[str, Measured]:
+def measure(
+    checkpoint: Checkpoint,
+    names: Collection[str],
+    *,
+    overflowing: bool = True,
+    tell: Callable[[str], object] = lambda text: None,
+) -> dict[str, Measured]:
     """Draw two images in float32, whatever dtype the weights have, and call each component with random inputs.
 
-    Where nothing can overflow, one image of a few steps has all calls that are kept.
+    Where nothing can overflow, one image of a few steps has all calls that are kept. `tell` is given what is done next.
     """
     steps, prompts = (STEPS, PROMPTS) if overflowing else (FEW, PROMPTS[:1])
     every = {name: part.in_float32() for name, part in rows(checkpoint).items()}
@@ -73,11 +79,13 @@ def measure(checkpoint: Checkpoint, names: Collection[str], *, overflowing: bool
         pipeline = replace(torch_pipeline(checkpoint), engines=LazyEngines.of(engines))
         side = min(SIDE, pipeline.stage.size)
         for seed, prompt in enumerate(prompts):
+            tell("encoding a prompt in float32")
             task = pipeline.prepare(
                 request_of(asking(prompt, seed, side, steps, pipeline.stage), needed(every, checkpoint, side))
             )
             x = task.x
             for state in task.steps():
+                tell(f"drew row {state.row + 1} of {state.rows} of an image in float32")
                 x = state.x
             picture = pipeline.decode(x)
             if DECODER_PREVIEW in engines:
@@ -87,6 +95,7 @@ def measure(checkpoint: Checkpoint, names: Collection[str], *, overflowing: bool
                 images = picture[..., :channels].transpose(0, 3, 1, 2)
                 engines["vae_encoder"](sample=images.astype("float32") / 127.5 - 1)
         for name in names:
+            tell(f"{name}: random inputs in float32")
             part = every[name]
             inputs = example(part, {"batch": 1, "height": side, "width": side})
             at_random = Case(name, "at random", inputs, part.engine()(**inputs))

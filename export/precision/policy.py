@@ -50,7 +50,9 @@ def parse(text: str) -> dict[str, str]:
     return precisions
 
 
-def choose_precisions(load: Load, wanted: Precisions, *, late: bool = False) -> tuple[Checkpoint, JsonObject, Islands]:
+def choose_precisions(
+    load: Load, wanted: Precisions, *, late: bool = False, tell: Callable[[str], object] = lambda text: None
+) -> tuple[Checkpoint, JsonObject, Islands]:
     """Load a checkpoint in these precisions, with float32 islands where a narrow type overflows or errs too much.
 
     A component that is one island as a whole becomes fp32, unless its precision was named.
@@ -60,6 +62,7 @@ def choose_precisions(load: Load, wanted: Precisions, *, late: bool = False) -> 
         wanted: Precisions by component, as `parse` returns them.
         late: Weights are cast when they are written, so that memory never holds them all. The networks of the
             checkpoint can then be exported, but compute nothing; see `LateCasts`.
+        tell: Is given what is done next, for hours pass where networks are large.
 
     Returns:
         The checkpoint, the manifest's entries about merged weights, and the islands with the reason of each.
@@ -72,10 +75,11 @@ def choose_precisions(load: Load, wanted: Precisions, *, late: bool = False) -> 
     found = {name: why for name, why in known(loaded).items() if kinds[name] == "fp16" and name not in wanted}
     narrow = [name for name, kind in kinds.items() if kind != "fp32" and name not in found]
     halves = any(kinds[name] == "fp16" for name in narrow)  # bfloat16 has float32's range
-    measured = measure(loaded, narrow, overflowing=halves) if narrow else {}
+    measured = measure(loaded, narrow, overflowing=halves, tell=tell) if narrow else {}
     for name, one in measured.items():
         modules = smallest_safe_module(one.ranges) if kinds[name] == "fp16" else {}
         if "" not in modules:
+            tell(f"{name}: its error in {kinds[name]}")
             modules = raise_until_accurate(one, kinds[name], modules, COMPONENT[kinds[name]].limit)
         if modules:
             found[name] = modules

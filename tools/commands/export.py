@@ -61,7 +61,7 @@ def export(
     from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
     from ldmrt.runtime.optional import check_installed
     from ldmrt.runtime.pipeline.request.stages import check_order
-    from ldmrt.tools.console.progress import console
+    from ldmrt.tools.console.progress import console, telling
     from ldmrt.tools.console.verification.measure import certify_new
     from ldmrt.tools.console.words import listed, own_words
 
@@ -72,8 +72,11 @@ def export(
         bundle = cascade / stage
     check_installed("export", "onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if verify else []))
     begin, precisions = time.perf_counter(), parse(precision) | ({DECODER_FP32: "fp32"} if fp32_decoder else {})
-    with console.status("reading the checkpoint and finding modules that need float32"):
-        loaded, merged, islands = choose_precisions(source.load, precisions, late=True)
+    with telling("reading the checkpoint") as tell:
+        loaded, merged, islands = choose_precisions(source.load, precisions, late=True, tell=tell)
+    if set(precisions.values()) != {"fp32"}:
+        console.print(f"precisions: measured in {time.perf_counter() - begin:.1f} s", highlight=False)
+        begin = time.perf_counter()
     if stage is not None:
         check_order(replace(loaded.stage, name=stage))
     for name, modules in islands.items():

@@ -1,5 +1,6 @@
 """Progress of long commands: a bar on a terminal, a line every ten seconds in a log."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -33,3 +34,19 @@ def watched(items: Iterable[T], total: int, describe: Callable[[T], str], *, sta
         for item in items:
             yield item
             bar.update(task, advance=1, description=describe(item))
+
+
+@contextlib.contextmanager
+def telling(text: str) -> Iterator[Callable[[str], None]]:
+    """Give a function that shows what long work is doing now: beside a spinner, or as lines of a log."""
+    with console.status(text) as status:
+        last = time.monotonic()
+
+        def tell(now: str) -> None:
+            nonlocal last
+            status.update(now)
+            if not console.is_terminal and time.monotonic() - last >= LOG_EVERY:
+                last = time.monotonic()
+                console.print(now, highlight=False, markup=False)
+
+        yield tell
