@@ -37,12 +37,13 @@ STEPS = ("export", "again", "torch", "optimum", "verify", "generate", "build")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/full_size"), show_default=True)
 @click.option("--step", "steps", multiple=True, type=click.Choice(STEPS), help="Only these; all by default.")
 @click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx.")
-@click.option("--target", default="sm89", show_default=True, help="The GPU that engines are built for.")
+@click.option("--target", default="sm89", show_default=True, help="The GPUs that engines are built for.")
+@click.option("--components", help="Engines of these alone, such as transformer,vae_decoder.")
 @click.option("--side", default=256, show_default=True, help="Pixels of the images.")
 @click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def full_size(
-    family: str, precision: str, work: Path, steps: tuple[str, ...], other: str | None, target: str, side: int,
-    out: Path | None,
+    family: str, precision: str, work: Path, steps: tuple[str, ...], other: str | None, target: str,
+    components: str | None, side: int, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure a random checkpoint of FAMILY at full size.
 
@@ -67,7 +68,8 @@ def full_size(
                    "--side", str(side)],
         "generate": [*ldmrt, "generate", str(bundle), "an astronaut", "--steps", "2", "--width", str(side),
                      "--height", str(side), "-o", str(work / f"{family}-{precision}.png")],
-        "build": [*ldmrt, "build", str(bundle), "--target", target, "--no-verify"],
+        "build": [*ldmrt, "build", str(bundle), "--target", target, "--no-verify",
+                  *(["--components", components] if components else [])],
     }  # fmt: skip
     if not (checkpoint / "model_index.json").is_file():
         random = "ldmrt.tools.benchmarks.checkpoints.random_checkpoint"
