@@ -39,11 +39,12 @@ STEPS = ("export", "again", "torch", "optimum", "verify", "generate", "build")
 @click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx.")
 @click.option("--target", default="sm89", show_default=True, help="The GPUs that engines are built for.")
 @click.option("--components", help="Engines of these alone, such as transformer,vae_decoder.")
+@click.option("--layers", type=click.IntRange(1), help="At most so many layers, in full width; transformers only.")
 @click.option("--side", default=256, show_default=True, help="Pixels of the images.")
 @click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def full_size(
     family: str, precision: str, work: Path, steps: tuple[str, ...], other: str | None, target: str,
-    components: str | None, side: int, out: Path | None,
+    components: str | None, layers: int | None, side: int, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure a random checkpoint of FAMILY at full size.
 
@@ -55,7 +56,8 @@ def full_size(
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor
 
-    checkpoint, bundle, scrap = (work / f"{family}-{precision}{end}" for end in ("", "-bundle", "-scrap"))
+    name = f"{family}-{layers}-layers" if layers else family
+    checkpoint, bundle, scrap = (work / f"{name}-{precision}{end}" for end in ("", "-bundle", "-scrap"))
     python, precise = [sys.executable, "-m"], ["--precision", precision]
     ldmrt = [*python, "ldmrt.tools.cli"]
     paths = [str(checkpoint), str(bundle)]
@@ -67,33 +69,34 @@ def full_size(
         "verify": [*ldmrt, "verify", str(bundle), "--against", str(checkpoint), "--store", "--backend", "onnxruntime",
                    "--side", str(side)],
         "generate": [*ldmrt, "generate", str(bundle), "an astronaut", "--steps", "2", "--width", str(side),
-                     "--height", str(side), "-o", str(work / f"{family}-{precision}.png")],
+                     "--height", str(side), "-o", str(work / f"{name}-{precision}.png")],
         "build": [*ldmrt, "build", str(bundle), "--target", target, "--no-verify",
                   *(["--components", components] if components else [])],
     }  # fmt: skip
     if not (checkpoint / "model_index.json").is_file():
         random = "ldmrt.tools.benchmarks.checkpoints.random_checkpoint"
-        run("checkpoint", [*python, random, family, str(checkpoint), *precise])
+        few = ["--layers", str(layers)] if layers else []
+        run("checkpoint", [*python, random, family, str(checkpoint), *precise, *few])
     if not steps or "export" in steps:
         shutil.rmtree(bundle, ignore_errors=True)
     rows = []
-    for name in steps or STEPS:
-        if name == "optimum" and other is None:
+    for step in steps or STEPS:
+        if step == "optimum" and other is None:
             continue
-        if name == "build":
+        if step == "build":
             shutil.rmtree(bundle / ENGINES, ignore_errors=True)
-        rows.append(run(name, commands[name]))
+        rows.append(run(step, commands[step]))
         shutil.rmtree(scrap, ignore_errors=True)
     files = [file.stat().st_size / 1e6 for file in bundle.rglob("*.onnx_data")]
     weights, largest = sum(files), max(files) / (2 if precision == "fp32" else 1)
     limit = 1500 + 0.3 * largest
-    title = f"{family}, {precision}: {weights:.0f} MB of weights; an export may take {limit:.0f} MB,"
+    title = f"{name}, {precision}: {weights:.0f} MB of weights; an export may take {limit:.0f} MB,"
     title += " 1.5 GB and 0.3 of the largest network in half precision"
     table = Table("step", "seconds", "peak MB", title=title)
     for row in rows:
         table.add_row(row.step, f"{row.seconds:.0f}", f"{row.peak:.0f}")
     Console().print(table)
-    about = {"family": family, "precision": precision, "weights_mb": weights, "limit_mb": limit, "cpu": processor()}
+    about = {"family": name, "precision": precision, "weights_mb": weights, "limit_mb": limit, "cpu": processor()}
     numbers: JsonObject = {"about": about, "steps": [asdict(row) for row in rows]}
     if any(row.step == "build" for row in rows):
         numbers["engines"] = compared(bundle)
