@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SMALL = 1024  # elements: values that shapes are computed from are smaller
 # The same bytes under another shape, or a factor of the product that follows, which no kernel writes to memory.
 VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Split", "Identity", "Flatten", "Sigmoid", "Gelu"}
+WIDEST = 256  # numbers of a head: in half precision a kernel fuses the attention of one that is no wider
 IN_PLACE = {"Add", "Mul", "Sub", "Div", "Cast", "InstanceNormalization", "LayerNormalization"}  # ends what it read
 
 
@@ -73,14 +74,19 @@ def activations(model: "ModelProto", shapes: Mapping[str, tuple[int, ...]]) -> A
 
 
 def _scores(node: "NodeProto", types: "Mapping[str, TypeProto]") -> int:
-    """Return the bytes of attention that no kernel fuses, as in float32: its scores, and their softmax."""
+    """Return the bytes of the scores and their softmax in attention that no kernel fuses: in float32, of wide heads."""
     import onnx
 
-    if node.op_type != "Attention" or types[node.input[0]].tensor_type.elem_type != onnx.TensorProto.FLOAT:
+    if node.op_type != "Attention":
         return 0
     query, key = ([dim.dim_value for dim in types[name].tensor_type.shape.dim] for name in node.input[:2])
-    heads = next((one.i for one in node.attribute if one.name == "q_num_heads"), query[1])  # else an axis of theirs
-    return 2 * query[0] * heads * query[-2] * key[-2] * 4
+    heads = next((one.i for one in node.attribute if one.name == "q_num_heads"), None)
+    width = query[-1] // heads if heads else query[-1]
+    element = types[node.input[0]].tensor_type.elem_type
+    if element != onnx.TensorProto.FLOAT and width <= WIDEST:
+        return 0
+    size = onnx.helper.tensor_dtype_to_np_dtype(element).itemsize
+    return 2 * query[0] * (heads or query[1]) * query[-2] * key[-2] * size
 
 
 def _last_uses(nodes: "Iterable[NodeProto]") -> dict[str, int]:

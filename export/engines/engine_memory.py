@@ -2,8 +2,8 @@
 
 The figures below were fitted to 19 engines that TensorRT-RTX 1.7.1 built without a GPU, of the shipped model and of
 Stable Diffusion 1.5 and XL, in float16 and float32, for images of 64 to 1024 pixels: scratch comes within a sixth or
-25 MB of what was logged, most within a twentieth, also where attention in float32 takes most of it; what a build adds
-to memory, within a sixth or 50 MB. A fused step takes 2 to 8 MB of scratch more, in its products of sizes that are
+25 MB of what was logged, most within a twentieth, also where scores of attention take most of it; what a build adds to
+memory, within a sixth or 50 MB. Engines of Stable Diffusion 3.5 medium, built afterwards, were predicted as closely. A fused step takes 2 to 8 MB of scratch more, in its products of sizes that are
 known when it runs. Full TensorRT picks its kernels on the GPU and may take more.
 """
 
