@@ -3,8 +3,9 @@
 The figures below were fitted to 19 engines that TensorRT-RTX 1.7.1 built without a GPU, of the shipped model and of
 Stable Diffusion 1.5 and XL, in float16 and float32, for images of 64 to 1024 pixels: scratch comes within a sixth or
 25 MB of what was logged, most within a twentieth, also where scores of attention take most of it; what a build adds to
-memory, within a sixth or 50 MB. Engines of Stable Diffusion 3.5 medium, built afterwards, were predicted as closely. A fused step takes 2 to 8 MB of scratch more, in its products of sizes that are
-known when it runs. Full TensorRT picks its kernels on the GPU and may take more.
+memory, within a sixth or 50 MB. Engines of Stable Diffusion 3.5 medium, built afterwards, were predicted as closely,
+but for one whose build filled the machine's memory. A fused step takes 2 to 8 MB of scratch more, in its products of
+sizes that are known when it runs. Full TensorRT picks its kernels on the GPU and may take more.
 """
 
 import shutil
@@ -39,6 +40,11 @@ class Memory:
     io: int  # its inputs and outputs on the GPU, at their largest
     disk: int
     build: int  # in the memory of the machine that builds it
+
+    @property
+    def unmapped(self) -> int:
+        """The part of `build` that is not the mapped file of the weights, whose pages a full memory gives back."""
+        return self.build - self.weights
 
 
 def predict(bundle: Bundle, recipe: Recipe) -> Memory:
@@ -81,11 +87,11 @@ def check_memory(bundle: Bundle, engines: Iterable[Memory]) -> None:
         found, hint = f"{megabytes(free)} free", f"ldmrt engines prune {bundle.path}, or fewer --sizes"
         problem = f"not enough space for the engines on the disk of {bundle.path}"
         raise LdmrtError("build", problem, expected=megabytes(disk), found=found, hint=hint)
-    most, memory = max(rows, key=lambda engine: engine.build, default=None), free_memory()
-    if most is not None and memory is not None and most.build > memory:
+    most, memory = max(rows, key=lambda engine: engine.unmapped, default=None), free_memory()
+    if most is not None and memory is not None and most.unmapped > memory:
         where, problem = most.recipe.component, "this machine has too little memory to build it"
         found, hint = f"{megabytes(memory)} available", "free some, add swap, or build on a larger machine"
-        raise LdmrtError(where, problem, expected=megabytes(most.build), found=found, hint=hint)
+        raise LdmrtError(where, problem, expected=megabytes(most.unmapped), found=found, hint=hint)
 
 
 def _io(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], shapes: dict[str, tuple[int, ...]]) -> int:

@@ -73,7 +73,7 @@ def full_size(
         "build": [*ldmrt, "build", str(bundle), "--target", target, "--no-verify",
                   *(["--components", components] if components else [])],
     }  # fmt: skip
-    if not (checkpoint / "model_index.json").is_file():
+    if {*(steps or STEPS)} - {"generate", "build"} and not (checkpoint / "model_index.json").is_file():
         random = "ldmrt.tools.benchmarks.checkpoints.random_checkpoint"
         few = ["--layers", str(layers)] if layers else []
         run("checkpoint", [*python, random, family, str(checkpoint), *precise, *few])
