@@ -1,6 +1,6 @@
 """Engines by component, opened when they are needed, or soon before."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -38,6 +38,17 @@ class LazyEngines(Mapping[str, Engine]):
     def of(cls, engines: Mapping[str, Engine]) -> "LazyEngines":
         """Hold engines that are already open, by component."""
         return cls({name: partial(engines.__getitem__, name) for name in engines})
+
+    def replaced(self, others: Mapping[str, Engine], without: Collection[str] = ()) -> "LazyEngines":
+        """Return these engines with others in the place of some, each opened when it is asked for.
+
+        Args:
+            others: Those that stand for engines of the same names.
+            without: The names of engines that are left out.
+        """
+        owners = {name: others if name in others else self for name in self if name not in without}
+        makers = {name: partial(owner.__getitem__, name) for name, owner in owners.items()}
+        return LazyEngines(makers, take_turns=self.take_turns)
 
     def __getitem__(self, name: str) -> Engine:
         """Return the engine of a component, opened if it is not; a failure to open it is raised to every caller."""

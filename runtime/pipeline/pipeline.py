@@ -17,6 +17,7 @@ from ldmrt.runtime.bundle.engines.engine_key import Bucket
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_PREVIEW, TRANSFORMER
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents, Plan
@@ -65,6 +66,7 @@ class Pipeline(ImagePipeline, TakesLoras):
         later: The later stages of a cascade, each of which enlarges the images of the one before.
         watch: Called with the state after each row; what it raises ends the request. A row is then never one call.
         loras: Those that are loaded.
+        record: What the records of its images share, see `infotext.record.run_of`; None where nothing writes records.
     """
 
     engines: LazyEngines
@@ -80,6 +82,7 @@ class Pipeline(ImagePipeline, TakesLoras):
     later: "tuple[Pipeline, ...]" = ()
     watch: Callable[[State], object] | None = field(default=None, repr=False)
     loras: Loras = field(default_factory=Loras, repr=False)
+    record: JsonObject | None = field(default=None, repr=False)
 
     @property
     def stages(self) -> "tuple[Pipeline, ...]":

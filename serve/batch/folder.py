@@ -1,7 +1,6 @@
 """The folder of a run: whose it is, and where its images lie."""
 
 import contextlib
-import hashlib
 import json
 import re
 import shutil
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import LOCK, file_lock
 from ldmrt.runtime.files.reading import JsonObject, read_json
@@ -72,20 +70,6 @@ class Stated:
         whole = {"bundle": self.bundle, "files": self.files, "options": dict(self.options)}
         parsed: JsonObject = json.loads(json.dumps(whole, default=str))
         return parsed
-
-
-def digest_of_bundle(folder: Path) -> str:
-    """Compute a digest of the files of a bundle and of its later stages; of their sizes alone where it has no manifest.
-
-    Raises:
-        BundleError: It is no bundle.
-    """
-    bundle = Bundle.open(folder, check=False)
-    files: JsonObject = bundle.manifest.get("files") or {
-        path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
-    }
-    parts = [json.dumps(files, sort_keys=True), *(digest_of_bundle(folder / name) for name in bundle.then)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def image_path(line: int, image: int, images: int) -> Path:

@@ -103,7 +103,7 @@ def _plain(word: str, value: Any) -> Any:
         return _paths(word, value)
     if word == "controls" and isinstance(value, dict):
         return {name: _control(name, item) for name, item in value.items()}
-    if isinstance(value, dict) and word not in (*BY_STAGE, "scheduler_settings", "ip_adapter_scale"):
+    if isinstance(value, dict) and word not in (*BY_STAGE, "scheduler_settings", "ip_adapter_scale", "loras"):
         raise invalid(word, "no JSON object", value)
     return value
 

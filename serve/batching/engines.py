@@ -1,6 +1,6 @@
 """Give a request engines whose calls are joined with those of other requests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from threading import Lock
 
@@ -31,12 +31,17 @@ class JoinedEngines(LazyEngines):
             lane_of: Returns the lane of latents of a height and width.
             alone: Held while a network runs whose calls are not joined.
         """
-        self._engines, self._dispatcher, self._lane_of, self._alone = engines, dispatcher, lane_of, alone
+        self._dispatcher, self._lane_of, self._alone = dispatcher, lane_of, alone
         self._seat: Seat | None = None
-        super().__init__({name: partial(self._engine, name) for name in engines if name != STEP})
+        super().__init__({name: partial(self._shared, engines, name) for name in engines if name != STEP})
 
-    def _engine(self, name: str) -> Engine:
-        engine = self._engines[name]
+    def replaced(self, others: Mapping[str, Engine], without: Collection[str] = ()) -> LazyEngines:
+        """Return these engines with others in the place of some, whose calls are joined likewise."""
+        shared = LazyEngines({name: partial(self._shared, others, name) for name in others})
+        return super().replaced(shared, without)
+
+    def _shared(self, engines: Mapping[str, Engine], name: str) -> Engine:
+        engine = engines[name]
         denoises = {state_of(engine.inputs), "timestep"} <= {spec.name for spec in engine.inputs}
         return SharedNetwork(engine, self._joined if denoises else self._by_itself)
 

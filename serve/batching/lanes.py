@@ -11,17 +11,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Lane:
-    """Names what can share batches: images of one size by one model.
+    """Names what can share batches: images of one size by one model with the same LoRAs.
 
     Attributes:
         model: The model, or the stage of a cascade.
         size: Height and width of the images in pixels.
         most: How many rows a call of the U-Net has at most; a request of more has calls of its own.
+        loras: The names and weights of the LoRAs that change the model.
     """
 
     model: str
     size: tuple[int, int]
     most: int
+    loras: tuple[tuple[str, float], ...] = ()
 
     @property
     def pixels(self) -> int:

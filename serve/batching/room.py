@@ -2,6 +2,7 @@
 
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.pipeline.batch_size import images_at_once
+from ldmrt.runtime.pipeline.loras.loaded import Active
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
 
@@ -33,6 +34,6 @@ def check_fits(pipeline: Pipeline, request: Request) -> None:
         raise InvalidRequest("request", "an image of this size does not fit into memory", found=f"{width}x{height}")
 
 
-def lane_of(stage: Pipeline, model: str, size: tuple[int, int], rows: int) -> Lane:
+def lane_of(stage: Pipeline, model: str, size: tuple[int, int], rows: int, loras: Active = ()) -> Lane:
     """Return the lane of images of a size, (height, width), in a stage of a model with so many rows a call."""
-    return Lane(f"{model}/{stage.stage.name}", size, rows_per_call(stage, size, rows))
+    return Lane(f"{model}/{stage.stage.name}", size, rows_per_call(stage, size, rows), loras)

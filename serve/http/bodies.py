@@ -43,6 +43,7 @@ class Options(BaseModel):
     guidance_rescale: float | None = None
     cfg_normalization: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    loras: dict[str, float] | None = Field(None, description="Weights of the server's LoRAs by their names.")
     deep_cache: int | None = Field(None, ge=1)
     seed: int | list[int] | None = None
     variation_seed: int | list[int] | None = None

@@ -17,6 +17,7 @@ from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.encoded import EncodedImage
 from ldmrt.runtime.images.png import encode_png, notes
 from ldmrt.runtime.images.reading import read
+from ldmrt.runtime.pipeline.infotext.record import MADE, made
 from ldmrt.runtime.pipeline.infotext.text import infotext_of
 from ldmrt.runtime.pipeline.request.field_names import SHORT
 from ldmrt.runtime.pipeline.request.request import Request
@@ -34,7 +35,7 @@ RECORDED = (
     "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3",
     "prompt_syntax", "num_inference_steps", "guidance_scale", "true_cfg_scale", "guidance_rescale",
     "skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop",
-    "scheduler", "scheduler_settings", "eta", "clip_skip", "strength", "class_labels", "deep_cache",
+    "scheduler", "scheduler_settings", "eta", "clip_skip", "loras", "strength", "class_labels", "deep_cache",
     "mask_content", "padding_mask_crop", "noise", "variation_strength", "outpaint", "feather", "hires",
     "hires_strength", "hires_steps", "hires_upscaler", "ip_adapter_scale",
 )  # fmt: skip
@@ -89,14 +90,15 @@ def in_base64(job: Job, pixels: NDArray[np.uint8] | None = None) -> list[str]:
 
 def infotext(job: Job, image: NDArray[np.uint8], number: int) -> str:
     """Return AUTOMATIC1111's text of one image (H, W, 3) of a job: what the request says, not the model's defaults."""
-    (request,) = islice(job.request.parts(1), number, number + 1)
+    request = _alone(job, number)
+    loras = {name: lora["content_sha256"] for name, lora in (job.record or {}).get("loras", {}).items()}
     scheduler, guidance, seed = request.scheduler or "", request.guidance_scale, job.result(0).seeds[number]
     size = (image.shape[0], image.shape[1]) if request.hires is None else job.lane.size
-    return str(infotext_of(request, scheduler, guidance, size, seed, job.model, ""))
+    return str(infotext_of(request, scheduler, guidance, size, seed, job.model, "", loras))
 
 
 def parameters(job: Job, image: NDArray[np.uint8], number: int) -> dict[str, object]:
-    """Return what makes one image (H, W, 3) of a job again, in the words of `ldmrt generate`."""
+    """Return what makes one image (H, W, 3) of a job again, in the words of `ldmrt generate`, with its record."""
     request, plain = job.request, Request()
     changed = {
         SHORT[name]: getattr(request, name) for name in RECORDED if getattr(request, name) != getattr(plain, name)
@@ -110,4 +112,11 @@ def parameters(job: Job, image: NDArray[np.uint8], number: int) -> dict[str, obj
         size = {name: side for name in size if (side := getattr(request, name)) is not None}
     own = {"prompt": request.prompts[number], "seed": job.result(0).seeds[number]}
     own |= {"variation_seed": request.variation_seeds[number]} if request.variation_seeds else {}
+    own |= {} if job.record is None else {MADE: made(job.record, _alone(job, number))}
     return {"ldmrt": ldmrt.__version__, "bundle": job.model, **changed, **size, **own}
+
+
+def _alone(job: Job, number: int) -> Request:
+    """Return the request of one image of a job."""
+    (request,) = islice(job.request.parts(1), number, number + 1)
+    return request

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.call import Result
+from ldmrt.runtime.pipeline.loras.asked import asked
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import State
@@ -62,6 +64,7 @@ class Job:
         trace: The headers of the caller's trace, see `tracing`.
         rows_began: When the U-Net was first called, as `time.monotonic` counts; None where it was not, or none is
             shared.
+        record: The `record` of the pipeline that draws it.
     """
 
     lane: Lane
@@ -79,6 +82,7 @@ class Job:
     called: int = 0
     trace: Mapping[str, str] = field(default_factory=dict)
     rows_began: float | None = None
+    record: JsonObject | None = field(default=None, repr=False)
     _begun: bool = False
     _result: "Future[Result]" = field(default_factory=Future, repr=False)
     _watchers: list[Watcher] = field(default_factory=list, repr=False)
@@ -115,8 +119,10 @@ class Job:
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         rows = request.total_images * pipeline.guidance_rows(request)
-        lane = lane_of(pipeline, model, pipeline.size(request), most)
-        job = cls(lane, request, pipeline.rows(request), rows, deadline, owner, model=model, trace=trace or {})
+        loras = pipeline.loras.active(asked(request, pipeline.loras))
+        lane = lane_of(pipeline, model, pipeline.size(request), most, loras)
+        about: dict[str, Any] = {"owner": owner, "model": model, "trace": trace or {}, "record": pipeline.record}
+        job = cls(lane, request, pipeline.rows(request), rows, deadline, **about)
         if watcher is not None:
             job.watch(watcher)
         return job

@@ -7,6 +7,7 @@ by what comes within that time, and never waits for ever. Equal jobs are served 
 from bisect import insort
 from collections.abc import Callable, Iterator
 
+from ldmrt.runtime.pipeline.loras.loaded import KEPT
 from ldmrt.serve.batching.lanes import Lane
 
 from .job import Job
@@ -54,12 +55,19 @@ class Queue:
         """Move the jobs for which there is room to those that run, and return them; at most so many run.
 
         In each lane those that run have as many rows as a call, or there is one. `takes_requests` tells of a model
-        whether its jobs may begin.
+        whether its jobs may begin. Of a model as many sets of LoRAs are drawn with at a time as a pipeline keeps; where
+        one has to wait for that, so do those that were asked for after it, and it comes as soon as one has ended.
         """
-        begun = list[Job]()
-        for lane, jobs in self._waiting.items():
-            if not takes_requests(jobs[0].model):
+        begun, full = list[Job](), set[str]()
+        for lane, jobs in sorted(self._waiting.items(), key=lambda each: each[1][0].accepted):
+            model = jobs[0].model
+            if not takes_requests(model):
                 continue
+            if lane.loras:
+                sets = {job.lane.loras for job in self.running if job.model == model and job.lane.loras}
+                if model in full or len(sets | {lane.loras}) > KEPT:
+                    full.add(model)
+                    continue
             rows = sum(job.rows for job in self.running if job.lane == lane)
             while jobs and len(self.running) < most and (not rows or rows + jobs[0].rows <= lane.most):
                 rows += jobs[0].rows

@@ -231,6 +231,7 @@ class Service:
     def _start(self, job: Job) -> None:
         """Run a job in a thread of its own; it fails where the system has no more of them."""
         job.used = self.models.begin(self.models.model(job.model))
+        job.record = job.used.pipeline.record
         try:
             Thread(target=self._run, args=(job, job.used), name=f"job {job.id}", daemon=True).start()
         except RuntimeError as error:
@@ -295,7 +296,8 @@ class Service:
         def lane(latents: tuple[int, ...]) -> Lane:
             height, width = latents
             job.rows_began = job.rows_began or time.monotonic()
-            return lane_of(stage, job.model, (height * factor, width * factor), model.rows)
+            loras = job.lane.loras if stage is model.pipeline else ()  # those of later stages are none
+            return lane_of(stage, job.model, (height * factor, width * factor), model.rows, loras)
 
         def watch(state: State) -> None:
             if state.row + 1 == state.rows:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from ldmrt.runtime.pipeline.loras.loaded import KEPT
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 
 # Seconds for which a model that was loaded takes requests though another waits for its memory: so opening networks,
@@ -41,8 +42,11 @@ class Model:
 
     @property
     def weights(self) -> int:
-        """The bytes of the weights of all its networks."""
-        return sum(stage.weights for stage in self.pipeline.stages)
+        """The bytes of the weights of all its networks, and at most those of the same ones as LoRAs change them.
+
+        LoRAs take a session of each network, and the weights of the sets that are kept.
+        """
+        return sum(stage.weights * (2 + KEPT if stage.loras.names else 1) for stage in self.pipeline.stages)
 
 
 class Models(Mapping[str, Pipeline]):

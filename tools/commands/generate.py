@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ldmrt.runtime.files.reading import JsonObject
     from ldmrt.runtime.pipeline.pipeline import Pipeline
+    from ldmrt.runtime.pipeline.request.request import Request
     from ldmrt.runtime.samplers.plan import Latents
 
 GRID = 1024  # most images in the grid
@@ -164,8 +165,9 @@ def generate(
     """
     import numpy as np
 
+    from ldmrt.runtime.bundle.hub import local_bundle
     from ldmrt.runtime.errors import LdmrtError
-    from ldmrt.runtime.images.png import notes
+    from ldmrt.runtime.pipeline.infotext.record import identity
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.pipeline.refined import RefinedPipeline
     from ldmrt.runtime.samplers.settings import read_scheduler
@@ -222,12 +224,13 @@ def generate(
     negative = given["negative_prompt"]  # one for each image where it has wildcards
     options["negative_prompt"] = negative if negative is None or isinstance(negative, str) else None
     shared = of_request(bundle.name, first, options, steering)
-    making = Making.of(bundle, first, opening, scheduler_config=config, refiner=refiner and refiner.name, loras=loaded)
+    ended = refiner and {"bundle": refiner.name, **identity(local_bundle(refiner)), "start": refiner_start}
+    making = Making.of(bundle, first, opening, scheduler_config=config, refiner=ended, loras=loaded)
     alone = base.parts(request, 1)
     if refiner is not None:
         shared |= {"refiner": refiner.name, "refiner_start": refiner_start}
     written, images, seconds = [out], list["NDArray[np.uint8]"](), dict[str, float]()
-    final = list["Latents"]()
+    final, alike = list["Latents"](), list[tuple["Request", tuple[Path, int] | None]]()
     number = -1
     for result in results:
         final += [result.latents] if save_latents else []
@@ -240,19 +243,19 @@ def generate(
             own = {"negative_prompt": negative[number]} if isinstance(negative, list) else {}
             own |= {"variation_seed": request.variation_seeds[number]} if request.variation_seeds else {}
             facts = {**shared, **own, "prompt": prompt, "seed": seed}
-            source = None if latents is None else (latents, number)
-            save_image(path, image, making.notes(facts, next(alone), image, source))
+            source, own_request = None if latents is None else (latents, number), next(alone)
+            save_image(path, image, making.notes(facts, own_request, image, source))
             if depths is not None:
                 save_depth(depth_of(path), depths[place])
                 written += [depth_of(path)] if request.total_images <= GRID else []
             images += [image] if request.total_images <= GRID else []
+            alike += [(own_request, source)] if request.total_images <= GRID else []
             written += [path] if path != out and request.total_images <= GRID else []
     if len(images) > 1:
         each = request.num_images_per_prompt
         columns = columns or (each if each > 1 and len(prompts) > 1 else math.isqrt(len(images) - 1) + 1)
-        save_image(
-            out, grid(np.stack(images), columns), notes({**shared, "prompts": request.prompts, "seeds": request.seeds})
-        )
+        facts = {**shared, "prompts": request.prompts, "seeds": request.seeds}
+        save_image(out, grid(np.stack(images), columns), making.grid_notes(facts, alike, columns))
     elif not images:
         written = [out.with_name(f"{out.stem}-*{out.suffix}")]  # too many for a grid
     if save_latents:

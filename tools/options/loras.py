@@ -39,3 +39,10 @@ def load_loras(pipeline: "Pipeline", loras: Sequence[WeighedFile]) -> "JsonObjec
     """Load LoRAs into a pipeline, and return the record of their files by name; None where there is none."""
     names = [pipeline.load_lora(lora.path) for lora in loras]
     return pipeline.loras.record(names) or None
+
+
+def stated_loras(loras: Sequence[WeighedFile]) -> list[tuple[str, float, str | None]]:
+    """Return LoRAs as a run of several hours states them: the file, its weight and its hash, None of a folder."""
+    from ldmrt.runtime.files.reading import sha256
+
+    return [(str(lora.path), lora.weight, sha256(lora.path) if lora.path.is_file() else None) for lora in loras]

@@ -9,7 +9,7 @@ import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 KEPT = 2  # sets of LoRAs whose weights stay in memory
 Weights = Mapping[str, float]  # of LoRAs by name
+Active = tuple[tuple[str, float], ...]  # names and weights that change a network, in the order in which they do
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Loaded:
     lora: "Lora"
     layers: "Layers" = field(repr=False)
 
+    @cached_property
+    def has_norms(self) -> bool:
+        """Whether it has DoRA's norms, which change a weight even at a factor of 0."""
+        return any(layer.magnitude is not None for layer in self.layers.values())
+
 
 class Loras:
     """Holds the LoRAs of a pipeline. Threads may share it."""
@@ -63,7 +69,7 @@ class Loras:
         self._networks: dict[str, Network] = {}
         self._graphs: dict[str, Graph] = {}
         self._sessions: dict[tuple[str, int], OrtEngine] = {}
-        self._sets: OrderedDict[tuple[tuple[str, float], ...], LazyEngines] = OrderedDict()
+        self._sets: OrderedDict[Active, LazyEngines] = OrderedDict()
         self._changing, self._opening = Lock(), Lock()
 
     @property
@@ -147,25 +153,30 @@ class Loras:
         The fused step is not among them.
         """
         with self._changing:
-            active = {name: (self._loaded[name], weight) for name, weight in self._check(weights).items()}
-            active = {name: (one, weight) for name, (one, weight) in active.items() if weight or _has_norms(one)}
-            if not active or self._source is None:
+            key = self.active(weights)
+            if not key or self._source is None:
                 return base
-            key = tuple((name, weight) for name, (_, weight) in active.items())
             if key not in self._sets:
-                self._sets[key] = self._with(self._source.bundle, active)
+                self._sets[key] = self._with(self._source.bundle, key)
                 while len(self._sets) > KEPT:
                     self._sets.popitem(last=False)
             self._sets.move_to_end(key)
             changed = self._sets[key]
-        engines = {name: changed if name in changed else base for name in base if name != STEP}
-        makers = {name: partial(source.__getitem__, name) for name, source in engines.items()}
-        return LazyEngines(makers, take_turns=base.take_turns)
+        return base.replaced(changed, without=(STEP,))
 
-    def _with(self, bundle: Bundle, active: Mapping[str, tuple[Loaded, float]]) -> LazyEngines:
+    def active(self, weights: Weights) -> Active:
+        """Return those of these weights by which a network is changed, in their order.
+
+        Raises:
+            InvalidRequest: One is not loaded.
+        """
+        checked = self._check(weights)
+        return tuple((name, weight) for name, weight in checked.items() if weight or self._loaded[name].has_norms)
+
+    def _with(self, bundle: Bundle, active: Active) -> LazyEngines:
         """Return the networks that LoRAs change, with other weights."""
         steps: dict[str, dict[str, list[Step]]] = defaultdict(lambda: defaultdict(list))
-        for one, weight in active.values():
+        for one, weight in ((self._loaded[name], weight) for name, weight in active):
             for (component, module), layer in one.layers.items():
                 steps[component][module].append((one.lora, layer, weight))
         homes = {name: bundle.home(name) for name in bundle.graphs if name != STEP}
@@ -236,11 +247,6 @@ class Loras:
             for session in self._sessions.values():
                 session.close()
             self._sessions.clear()
-
-
-def _has_norms(loaded: Loaded) -> bool:
-    """Tell whether a file has DoRA's norms, which change a weight even at a factor of 0."""
-    return any(layer.magnitude is not None for layer in loaded.layers.values())
 
 
 class TakesLoras:

@@ -8,7 +8,7 @@ from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.pipeline.request.checks import Number, short
 
 NAME = re.compile(r"[^<>:,\s](?:[^<>:,]*[^<>:,\s])?")  # by which a prompt can name a file
-LOAD = "pipeline.load_lora(FILE), or ldmrt generate --lora FILE"
+LOAD = "--lora FILE of ldmrt generate, batch and serve, or pipeline.load_lora(FILE)"
 
 
 def unknown(name: str, names: Collection[str], place: Place | None = None) -> InvalidRequest:

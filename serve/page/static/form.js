@@ -6,7 +6,7 @@ const FIELDS = {prompt: "prompt", negative: "negative_prompt", sampler: "schedul
   guidance: "guidance", width: "width", height: "height", seed: "seed", strength: "strength"};
 const DEFAULTS = {negative_prompt: "", scheduler: "", steps: 20, guidance: 5, strength: 0.8};
 const OTHERS = ["prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3", "prompt_syntax", "true_cfg_scale", "guidance_rescale", "scheduler_settings", "eta",
-  "clip_skip", "class_labels", "deep_cache", "noise",
+  "clip_skip", "class_labels", "deep_cache", "loras", "noise",
   "skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop"];  // which the form has no fields for: they are sent as the file has them
 let more = {};
 

@@ -21,9 +21,9 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
     Example: ldmrt info out/apple.png
     """
     from ldmrt.runtime.errors import printable
+    from ldmrt.runtime.pipeline.infotext.record import MADE
     from ldmrt.tools.console import tables
     from ldmrt.tools.console.drawing.embedded.programs import describe
-    from ldmrt.tools.console.drawing.making import MADE
 
     described = [describe("info", Path(file)) for file in files]
     if as_json:

@@ -15,6 +15,7 @@ DIFFERS = 1  # the exit code
 @click.command()
 @click.argument("file", type=IMAGE)
 @click.option("--bundle", type=click.Path(path_type=Path), help="The bundle, where none of its name is in . or out.")
+@click.option("--refiner", type=click.Path(path_type=Path), help="The refiner's bundle, likewise.")
 @click.option("--backend", help="In place of the one that drew it.")
 @click.option(
     "--inputs",
@@ -24,9 +25,15 @@ DIFFERS = 1  # the exit code
 @click.option("-o", "--out", type=Output(), help="File for the image: .png, .jpg or .webp; by default none is written.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file; without it, OUT gets a free number.")
 def replay(
-    file: Path, bundle: Path | None, backend: str | None, inputs: Path | None, out: Path | None, overwrite: bool
+    file: Path,
+    bundle: Path | None,
+    refiner: Path | None,
+    backend: str | None,
+    inputs: Path | None,
+    out: Path | None,
+    overwrite: bool,
 ) -> None:
-    """Draw FILE, an image of ldmrt, again from the record in it, and compare all pixels.
+    """Draw FILE, an image of ldmrt or a grid of several, again from the record in it, and compare all pixels.
 
     On the same bundle, backend and versions it is identical. What differs is listed. The exit code is 1 where pixels
     differ.
@@ -38,15 +45,16 @@ def replay(
     from ldmrt.tools.console.drawing.embedded.programs import describe
     from ldmrt.tools.console.drawing.image_paths import free_path
     from ldmrt.tools.console.drawing.images import save_image
-    from ldmrt.tools.console.drawing.replaying import find_bundle, record_of
-    from ldmrt.tools.console.drawing.replaying import replay as draw_again
+    from ldmrt.tools.console.drawing.replaying.records import Record, find_bundle
+    from ldmrt.tools.console.drawing.replaying.replay import replay as draw_again
 
     image = describe("replay", Path(file))
-    record_of(image)  # raises before a bundle is looked for
+    record = Record.of(image)  # raises before a bundle is looked for
     folder = find_bundle(image, bundle)
+    other = None if record.refiner is None else find_bundle(image, refiner, record.refiner.name, "--refiner")
     if out is not None:
         out = click.get_current_context().with_resource(free_path(out, 1, steps=False, overwrite=overwrite))
-    again = draw_again(image, folder, backend, inputs)
+    again = draw_again(record, folder, other, backend, inputs)
     if out is not None:
         save_image(out, again.pixels, again.notes)
     height, width = again.pixels.shape[:2]

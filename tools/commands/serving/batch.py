@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.options.checkpoint import WeighedFile
 from ldmrt.tools.options.cluster import with_ray
 from ldmrt.tools.options.drawing import BATCH, HOW, with_opening, with_options
+from ldmrt.tools.options.loras import LORA, load_loras, stated_loras, weights_of
 from ldmrt.tools.options.to_request import flags, request_of
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ NO_CHANGE = (
 @click.argument("out", type=Output(folder=True))
 @BATCH
 @with_options(HOW)
+@LORA
 @with_ray
 @with_opening
 def batch(
@@ -50,6 +53,7 @@ def batch(
     ray: dict[str, Any] | None,
     scheduler_config: Path | None,
     settings: "JsonObject",
+    loras: tuple[WeighedFile, ...],
     **options: Any,
 ) -> None:
     """Make the images of every line of PROMPTS with BUNDLE, in the folder OUT.
@@ -66,10 +70,12 @@ def batch(
     Example: ldmrt batch out/emoji64 prompts.jsonl out/emoji --steps 20
     """
     from ldmrt.runtime.bundle.hub import local_bundle
+    from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.optional import unavailable
+    from ldmrt.runtime.pipeline.infotext.record import digest_of_bundle
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.samplers.settings import read_scheduler
-    from ldmrt.serve.batch.folder import Stated, digest_of_bundle, locked, remove_after
+    from ldmrt.serve.batch.folder import Stated, locked, remove_after
     from ldmrt.serve.batch.index import Index
     from ldmrt.serve.batch.lines import check_file, is_json, read_lines
     from ldmrt.serve.batch.requests import Reader
@@ -89,12 +95,16 @@ def batch(
         except ImportError as error:
             raise unavailable(error, "batch") from None
         scale = Scale.read(**ray)
-    options["scheduler_settings"] = settings
+    if loras and ray is not None:
+        problem, hint = "the replicas of --ray load no LoRA", "a bundle with it merged: ldmrt export --lora"
+        raise LdmrtError("--lora", problem, expected="only one of them", hint=hint)
+    options |= {"scheduler_settings": settings, "loras": weights_of(loras)}
     example = request_of(options)
     config = None if scheduler_config is None else read_scheduler(scheduler_config)
     count, reader = check_file(prompts), Reader(is_json(prompts), options, Path.cwd())
     given = click.get_current_context().params
     stated = {flag: given[name] for name, flag in flags().items() if name not in NO_CHANGE}
+    stated["--lora"] = stated_loras(loras)
     run_of = Stated(bundle.name, digest_of_bundle(local_bundle(bundle)), {**stated, "--scheduler-config": config})
     index, announced = Index(out, reader), False
 
@@ -114,8 +124,9 @@ def batch(
         begin, start = time.perf_counter(), index.last
         if start < count:
             pipeline = opened.enter_context(open_pipeline(bundle, scheduler=config, **opening))
+            loaded = load_loras(pipeline, loras)
             check_options(pipeline, example, opens=ray is None)
-            making = Making.of(bundle, ends_of(pipeline, example)[0], opening, scheduler_config=config)
+            making = Making.of(bundle, ends_of(pipeline, example)[0], opening, scheduler_config=config, loras=loaded)
             save = partial(save_line, out, making, pipeline)
             run: Callable[..., Iterator[Entry]]
             if ray is not None:

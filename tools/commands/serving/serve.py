@@ -34,6 +34,8 @@ TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
               help="Rows of a call of the U-Net at the model's own size; measured by default.")  # fmt: skip
 @click.option("--log", type=Choice(["text", "json"]), default="text", show_default=True,
               help="Format of the log, a line for each request that has ended.")  # fmt: skip
+@click.option("--lora", "loras", multiple=True, metavar="[NAME=]FILE|FOLDER",
+              help="LoRA that requests may name, or a folder of them; repeat for more.")  # fmt: skip
 @click.option("--models", type=click.IntRange(min=1),
               help="With --ray: models that a replica keeps in memory; 1.")  # fmt: skip
 @with_ray
@@ -49,6 +51,7 @@ def serve(
     grace: float,
     rows: int | None,
     log: str,
+    loras: tuple[str, ...],
     ray: dict[str, Any] | None,
     opening: dict[str, Any],
 ) -> None:
@@ -58,13 +61,14 @@ def serve(
 
     Example: ldmrt serve out/emoji64 --port 7860
     """
+    from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.optional import unavailable
-    from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.serve.jobs.observers import JobLog, JsonLines, Observers
     from ldmrt.serve.jobs.reloading import reload_models
     from ldmrt.serve.jobs.service import Service
     from ldmrt.serve.jobs.serving import Serving
     from ldmrt.serve.jobs.tracing import tracing
+    from ldmrt.serve.models.loras import check_used, lora_files, open_with_loras
     from ldmrt.serve.models.memory import for_weights
     from ldmrt.serve.models.models import Models
     from ldmrt.serve.models.naming import named
@@ -86,6 +90,10 @@ def serve(
     except ImportError as error:
         raise unavailable(error, "serve") from None
 
+    if loras and ray is not None:
+        problem, hint = "the replicas of --ray load no LoRA", "serve a bundle with it merged: ldmrt export --lora"
+        raise LdmrtError("--lora", problem, expected="only one of them", hint=hint)
+    files = lora_files(loras)
     owners = {} if keys is None else read_keys(keys)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if log == "json" else logging.Formatter(TEXT))
@@ -103,15 +111,17 @@ def serve(
             service: Serving = opened.enter_context(deployment.serving(waiting, observers))
             reload: Callable[[], object] = lambda: None  # noqa: E731
         else:
+            open_bundle = partial(open_with_loras, files=files, any_fits=len(paths) > 1, **opening)
             held = opened.enter_context(contextlib.closing(Models(for_weights(opening["backend"]))))
             for name, path in paths.items():
-                held.put(name, open_pipeline(path, **opening), rows)
+                held.put(name, open_bundle(path), rows)
                 if rows is None:
                     held.make_room([name])
                     held.model(name).rows = rows_of(held[name])
                 size = held[name].stage.size
                 console.print(f"{name}: {held.model(name).rows} rows a call at {size} pixels", highlight=False)
+            check_used(files, held)
             drawing = opened.enter_context(contextlib.closing(Service(held, waiting=waiting, observer=observers)))
-            service, reload = drawing, partial(reload_models, drawing, paths, partial(open_pipeline, **opening))
+            service, reload = drawing, partial(reload_models, drawing, paths, open_bundle)
         console.print(f"http://{host}:{socket.getsockname()[1]}", highlight=False)
         run(Server(service, metrics, Limits(seconds=seconds, per_key=per_key), owners), socket, grace, reload)

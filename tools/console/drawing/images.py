@@ -20,25 +20,25 @@ from .image_paths import FORMATS
 
 OPTIONS: dict[str, dict[str, int]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 LONGEST = {"JPEG": 65535, "WEBP": 16383}  # pixels a side
+GAP = 2  # pixels between two images of a grid
 EXIF_BYTES = 65527  # the limit of one JPEG segment
 
 
-def grid(images: NDArray[np.uint8], columns: int, gap: int = 2) -> NDArray[np.uint8]:
-    """Arrange images in rows of `columns`, with white gaps between them.
+def grid(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """Arrange images in rows of `columns`, with white gaps of `GAP` pixels between them.
 
     Args:
         images: (N, H, W, 3), uint8.
         columns: Images in a row.
-        gap: Pixels between two images.
 
     Returns:
-        One image (rows * (H + gap) - gap, columns * (W + gap) - gap, 3), uint8.
+        One image (rows * (H + GAP) - GAP, columns * (W + GAP) - GAP, 3), uint8.
     """
     n, height, width, _ = images.shape
     rows = -(-n // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    sheet = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
     for i, image in enumerate(images):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        top, left = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
         sheet[top : top + height, left : left + width] = image
     return sheet
 

@@ -1,6 +1,5 @@
 """Describe the bodies of txt2img and img2img, and make requests of the runtime from them."""
 
-import re
 from collections.abc import Mapping
 from secrets import randbelow
 from typing import TYPE_CHECKING, Any, cast
@@ -18,13 +17,12 @@ from ldmrt.serve.http.images import image_in
 from .controls import controls_of
 from .hires import second_pass_of, texts_of
 from .inpainting import CONTENTS, NAMES, kept_over, mask_of
+from .reader import Reader
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SEEDS = 2**32 - 1  # seeds that are drawn, as in AUTOMATIC1111
-NETWORKS = re.compile(r"<(lora|lyco|hypernet):[^>]*>", re.IGNORECASE)
-WEIGHT = re.compile(r"[(\[][^()\[\]]*:\s*[\d.]+\s*[)\]]")  # (a pear:1.2), [a pear:an apple:0.5]
 # Fields that are not served, with the values that change no image; others are refused.
 NOTHING: Mapping[str, tuple[Any, ...]] = {
     "styles": ([],),
@@ -113,32 +111,25 @@ class Drawing(BaseModel):
         """The name of the sampler, under either of its fields."""
         return self.sampler_name or self.sampler_index or "Euler"
 
-    def fields(self, skip: int) -> dict[str, Any]:
+    def fields(self, reader: Reader) -> dict[str, Any]:
         """Return the fields of a `Request` for the whole body, but the images.
 
         Args:
-            skip: `CLIP_stop_at_last_layers`: 1 takes the text encoder's last layer, 2 the one before it.
+            reader: How its prompts are read, and what else the caller's options say.
 
         Raises:
             InvalidRequest: A field asks for what is not served.
         """
         refuse(self, NOTHING)
-        for text in (self.prompt, self.negative_prompt):
-            for pattern, problem in ((NETWORKS, "no networks in a prompt"), (WEIGHT, "no weights in a prompt")):
-                if found := pattern.search(text):
-                    raise InvalidRequest("prompt", problem, expected="plain text", found=f"{found[0]:.50}")
         scheduler, settings = translated(self.sampler, self.scheduler)
         fields: dict[str, Any] = {
-            "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
+            **reader.fields(self.prompt, self.negative_prompt),
             "num_images_per_prompt": self.batch_size * self.n_iter,
             "num_inference_steps": self.steps,
             "guidance_scale": self.cfg_scale,
             "seed": randbelow(SEEDS) if self.seed == -1 else self.seed,
             "scheduler": scheduler,
             "scheduler_settings": settings,
-            "clip_skip": skip - 1,
-            "negative_clip_skip": skip - 1,
         }
         if self.subseed_strength:
             fields["variation_seed"] = randbelow(SEEDS) if self.subseed == -1 else self.subseed
@@ -153,9 +144,9 @@ class Drawing(BaseModel):
             raise InvalidRequest("eta", "unsupported", expected=f"1 for {self.sampler}", found=self.eta)
         return fields
 
-    def request(self, skip: int) -> Request:
+    def request(self, reader: Reader) -> Request:
         """Return the request; an `InvalidRequest` says what is wrong."""
-        return Request(**self.fields(skip))
+        return Request(**self.fields(reader))
 
     def finished(self, request: Request, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the images of the answer, (N, H, W, 3), from those that were drawn of its request."""
@@ -174,9 +165,9 @@ class TextToImage(Drawing):
     hr_second_pass_steps: int | None = Field(None, ge=0, description="`steps` by default, and of 0.")
     hr_upscaler: str | None = None
 
-    def fields(self, skip: int) -> dict[str, Any]:
+    def fields(self, reader: Reader) -> dict[str, Any]:
         """Return the fields of a `Request`, also those of a second pass."""
-        return super().fields(skip) | (second_pass_of(self) if self.enable_hr else {})
+        return super().fields(reader) | (second_pass_of(self) if self.enable_hr else {})
 
     def texts(self, request: Request) -> dict[str, Any]:
         """Return what AUTOMATIC1111 tells of a second pass."""
@@ -200,10 +191,10 @@ class ImageToImage(Drawing):
     inpaint_full_res_padding: int = Field(0, ge=0, le=LARGEST_SIDE, description="Pixels around the mask.")
     include_init_images: Any = None
 
-    def request(self, skip: int) -> Request:
+    def request(self, reader: Reader) -> Request:
         """Return the request with its images; an `InvalidRequest` says what is wrong."""
         refuse(self, {"enable_hr": (False,)})
-        fields = self.fields(skip)
+        fields = self.fields(reader)
         if len(self.init_images) != 1:
             raise InvalidRequest("init_images", "wrong number of images", expected=1, found=len(self.init_images))
         image = fields["image"] = image_in("init_images", self.init_images[0])

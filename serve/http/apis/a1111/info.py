@@ -11,7 +11,7 @@ from ldmrt.serve.http.state import Server
 from ldmrt.serve.jobs.job import Job
 
 from .bodies import Drawing
-from .options import SKIP, hash_of
+from .options import NOISE, OWN, SKIP, hash_of
 
 
 def answered(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) -> dict[str, Any]:
@@ -35,6 +35,7 @@ def described(server: Server, job: Job, asked: Drawing, options: dict[str, Any])
     (height, width), seeds = drawn, result.seeds
     subseeds = job.request.variation_seeds or [-1] * len(seeds)  # none is drawn where the strength is 0
     extra = {} if options[SKIP] == 1 else {"Clip skip": options[SKIP]}
+    extra |= {} if options[NOISE] == OWN else {"RNG": options[NOISE]}
     extra |= asked.texts(job.request)
     return {
         "prompt": asked.prompt,

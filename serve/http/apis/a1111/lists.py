@@ -1,5 +1,6 @@
 """Serve what AUTOMATIC1111's clients ask about a server: models, samplers, options, and lists that are empty here."""
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -113,8 +114,15 @@ async def latent_upscale_modes() -> list[dict[str, str]]:
     return [{"name": name} for name in LATENT_UPSCALERS]
 
 
-@router.get("/sd-vae")
 @router.get("/loras")
+async def loras(http: HTTPRequest) -> list[dict[str, Any]]:
+    """List the LoRAs that a prompt can name, each once; `path` is a file's name, and no path of this machine."""
+    records = [pipeline.loras.record(pipeline.loras.names) for pipeline in server_of(http).service.models.values()]
+    files = {name: record["file"] for one in records for name, record in one.items()}
+    return [{"name": name, "alias": name, "path": Path(path).name, "metadata": {}} for name, path in files.items()]
+
+
+@router.get("/sd-vae")
 @router.get("/hypernetworks")
 @router.get("/face-restorers")
 @router.get("/realesrgan-models")

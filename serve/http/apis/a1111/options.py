@@ -9,7 +9,10 @@ from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.serve.http.state import Server, server_of
 
-MODEL, SKIP = "sd_model_checkpoint", "CLIP_stop_at_last_layers"
+MODEL, SKIP, NOISE = "sd_model_checkpoint", "CLIP_stop_at_last_layers", "randn_source"
+# Random number generator sources, and whose noise that is here; AUTOMATIC1111 itself has the first three.
+SOURCES: Mapping[str, str] = {"NV": "a1111", "CPU": "torch-cpu", "GPU": "torch-cuda", "ldmrt": "ldmrt"}
+OWN = "ldmrt"
 MOST_SKIPPED = 12
 # Options that are not heeded, with the values that ask for nothing; other values would change the images.
 FIXED: Mapping[str, tuple[Any, ...]] = {
@@ -55,7 +58,7 @@ def model_called(server: Server, title: object) -> str:
 
 
 def checked(server: Server, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the options that are heeded: the model's name, and the layers of the text encoder.
+    """Return those of the options that are heeded: the model, the layers of its text encoder, and whose noise it is.
 
     Raises:
         InvalidRequest: An option is unknown, or has a value that is not served.
@@ -70,11 +73,16 @@ def checked(server: Server, options: Mapping[str, Any]) -> dict[str, Any]:
                 expected = f"1, for none, to {MOST_SKIPPED}"
                 raise InvalidRequest(SKIP, "invalid option", expected=expected, found=f"{value!r:.50}")
             heeded[SKIP] = int(value)
+        elif name == NOISE:
+            if not isinstance(value, str) or value not in SOURCES:
+                expected = ", ".join(SOURCES)
+                raise InvalidRequest(NOISE, "invalid option", expected=expected, found=f"{value!r:.50}")
+            heeded[NOISE] = value
         elif name in FIXED:
             if value not in FIXED[name]:
                 raise InvalidRequest(f"{name}", "unsupported", expected=f"{FIXED[name][0]}", found=f"{value!r:.50}")
         elif name not in IGNORED:
-            known = [MODEL, SKIP, *FIXED, *IGNORED]
+            known = [MODEL, SKIP, NOISE, *FIXED, *IGNORED]
             problem = f"unknown option {name!r:.50}{suggestion(name, known)}"
             raise InvalidRequest("options", problem, expected=", ".join(known))
     return heeded
@@ -87,4 +95,4 @@ def of_caller(http: HTTPRequest) -> dict[str, Any]:
     if kept is None:
         kept = http.app.state.a1111_options = {}
     first = next(iter(server_of(http).service.models))
-    return kept.setdefault(owner, {MODEL: first, SKIP: 1})
+    return kept.setdefault(owner, {MODEL: first, SKIP: 1, NOISE: OWN})

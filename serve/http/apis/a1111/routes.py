@@ -21,7 +21,8 @@ from ldmrt.serve.jobs.previews import decoded
 from . import lists
 from .bodies import Drawing, ImageToImage, TextToImage
 from .info import answered, stamped
-from .options import MODEL, SKIP, checked, of_caller
+from .options import MODEL, checked, of_caller
+from .reader import Reader
 
 router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
 router.include_router(lists.router)
@@ -45,7 +46,8 @@ async def drawn(http: HTTPRequest, body: Drawing) -> dict[str, Any]:
     server = server_of(http)
     own, given = of_caller(http), checked(server, body.override_settings or {})
     options = {**own, **given}
-    job = await submit(http, lambda: body.request(options[SKIP]), options[MODEL])
+    reader = Reader.of(server.service.models[options[MODEL]].stage, options)
+    job = await submit(http, lambda: body.request(reader), options[MODEL])
     if not body.override_settings_restore_afterwards:
         own.update(given)
     await ended(http, job)

@@ -1,0 +1,1 @@
+"""Draw images again from the records in their files."""

@@ -1,0 +1,245 @@
+"""Read the record in the file of an image: the requests to draw it by, and what else that takes."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError
+from ldmrt.runtime.files.reading import JsonObject, sha256
+from ldmrt.runtime.pipeline.infotext.record import EACH, GRID, MADE, SENT
+from ldmrt.runtime.pipeline.request.field_names import SHORT
+from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.runtime.pipeline.request.short_words import request_of_words
+from ldmrt.tools.console.drawing.embedded.programs import LDMRT, Description
+from ldmrt.tools.console.drawing.latents import read_latents
+from ldmrt.tools.options.images import IMAGES
+
+# Arguments of `open_pipeline` that a file may choose, with their types; it is not to be trusted with others.
+OPENING = {
+    "tile": int,
+    "tile_passes": int,
+    "low_memory": bool,
+    "threads": int,
+    "compute": str,
+    "on_overflow": str,
+    "safety": str,
+}
+MOST_PASSES = 100
+DAMAGE = (TypeError, KeyError, ValueError, AttributeError, IndexError)  # of values of other kinds than were written
+PLACES = ("", "out")  # folders in which a bundle is looked for by its name, beside the image's own
+INPUTS = (*IMAGES, "controls", "latents")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Holds the request of one image, and the file of its latents with their place there."""
+
+    request: Request
+    latents: tuple[Path, int] | None = None
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """Describes the bundle that ended the drawing of an image.
+
+    Attributes:
+        name: Its name.
+        start: The share of the timesteps before it.
+        identity: Its digest, and whether its certificate held.
+    """
+
+    name: str
+    start: float
+    identity: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Holds what the file of an image, or of a grid of several, says of how it was drawn.
+
+    Attributes:
+        image: What the file says.
+        made: The record as it stands there.
+        columns: How many images of a grid stand in a row; None of one image.
+        refiner: The bundle that ended the drawing; None where there was none.
+    """
+
+    image: Description
+    made: JsonObject
+    columns: int | None = None
+    refiner: Refiner | None = None
+
+    @classmethod
+    def of(cls, image: Description) -> "Record":
+        """Read the record of an image that can be drawn again.
+
+        Raises:
+            LdmrtError: Another program drew it, or an ldmrt drew it that wrote no record, or too short a one.
+        """
+        made = _made(image)
+        columns, refiner = None, made.get("refiner")
+        if isinstance(refiner, str):
+            problem, expected = f"{image.path} was drawn with a refiner", "the record of a later version of ldmrt"
+            raise LdmrtError("replay", problem, expected=expected, found=f"the name {refiner:.100} alone")
+        try:
+            if (grid := made.get(GRID)) is not None:
+                columns, seeds = grid["columns"], _several(image, "seeds")
+                if type(columns) is not int or not 1 <= columns <= len(seeds) == len(_several(image, "prompts")):
+                    raise ValueError(f"a grid of {len(seeds)} images in {columns!r:.20} columns")
+            if refiner is not None:
+                refiner = Refiner(str(refiner["bundle"]), float(refiner["start"]), refiner)
+        except DAMAGE as error:
+            raise damaged(image, error) from None
+        return cls(image, made, columns, refiner)
+
+    @property
+    def config(self) -> JsonObject | None:
+        """The config of a scheduler in place of the bundle's; None where there was none."""
+        config = self.made.get("scheduler_config")
+        if isinstance(config, (dict, type(None))):
+            return config
+        raise damaged(self.image, "a scheduler that is no config")
+
+    def drawn(self, folder: Path | None) -> list[Drawn]:
+        """Return the requests of all its images.
+
+        Args:
+            folder: That of the files that they read; by default they are looked for here and beside the image.
+
+        Raises:
+            LdmrtError: The record is damaged, or a file of it is gone or another.
+        """
+        parameters = self.image.parameters or {}
+        try:
+            if self.columns is None:
+                return [self._drawn(parameters["prompt"], parameters["seed"], {}, folder)]
+            prompts, seeds = _several(self.image, "prompts"), _several(self.image, "seeds")
+            each = self.made[GRID].get(EACH) or [{}] * len(seeds)
+            return [
+                self._drawn(prompt, seed, own, folder) for prompt, seed, own in zip(prompts, seeds, each, strict=True)
+            ]
+        except (InvalidRequest, *DAMAGE) as error:
+            raise damaged(self.image, error) from None
+
+    def _drawn(self, prompt: object, seed: object, own: JsonObject, folder: Path | None) -> Drawn:
+        """Return the request of one image."""
+        if not isinstance(prompt, (str, type(None))) or type(seed) is not int:
+            raise TypeError("a prompt or a seed of several images")
+        words: JsonObject = {**self.made["request"], **own.get("request", {})}
+        given: JsonObject = {**(self.made.get("inputs") or {}), **own.get("inputs", {})}
+        values: JsonObject = {"prompt": prompt, "seed": seed, **words}
+        if odd := {*INPUTS, "count", "seed"} & {*words}:
+            raise KeyError(f"{', '.join(sorted(odd))} outside of the inputs")
+        for word in IMAGES:
+            if word in given:
+                values[word] = str(find_input(self.image, given[word], folder))
+        if "controls" in given:
+            values["controls"] = {
+                name: (str(find_input(self.image, one, folder)), one["scale"])
+                for name, one in given["controls"].items()
+            }
+        latents = None
+        if "latents" in given:
+            latents = find_input(self.image, given["latents"], folder), int(given["latents"]["place"])
+            array = read_latents(latents[0])
+            values["latents"] = None if array is None else array[latents[1] : latents[1] + 1]
+        return Drawn(request_of_words(values, SHORT), latents)
+
+    def opening(self) -> JsonObject:
+        """Return the arguments of `open_pipeline`, with no more threads than there are cores.
+
+        Raises:
+            LdmrtError: An argument is unknown, or its value has the wrong type.
+        """
+        record: JsonObject = self.made["opening"]
+        for name, value in record.items():
+            if type(value) is not OPENING.get(name):
+                raise damaged(self.image, f"opened with {name} {value!r:.100}")
+        most = {"threads": os.cpu_count() or 1, "tile_passes": MOST_PASSES}
+        return record | {name: min(record[name], limit) for name, limit in most.items() if name in record}
+
+    def loras(self, folder: Path | None) -> dict[str, Path]:
+        """Return the files of LoRAs by their names, which have to be as they were."""
+        given = self.made["loras"] if isinstance(self.made.get("loras"), dict) else {}
+        return {name: find_input(self.image, record, folder) for name, record in given.items()}
+
+
+def _made(image: Description) -> JsonObject:
+    """Return the record as it stands in the file."""
+    if image.program != LDMRT or image.parameters is None:
+        problem, hint = f"{image.path} was not drawn by ldmrt, or has lost its record", f"ldmrt info {image.path}"
+        raise LdmrtError("replay", problem, expected="an image of ldmrt", found=image.program, hint=hint)
+    made = image.parameters.get(MADE)
+    if "seeds" in image.parameters and (not isinstance(made, dict) or not isinstance(made.get(GRID), dict)):
+        problem = f"{image.path} is a grid of several images, without their record"
+        raise LdmrtError("replay", problem, expected="one of them, such as out-00.png")
+    if not isinstance(made, dict) or any(not isinstance(made.get(name), dict) for name in ("request", "opening")):
+        problem = f"{image.path} lacks the record to draw it by"
+        expected, found = "an image of this version of ldmrt, or a later one", f"ldmrt {image.parameters.get('ldmrt')}"
+        raise LdmrtError("replay", problem, expected=expected, found=found)
+    return made
+
+
+def _several(image: Description, name: str) -> Sequence[Any]:
+    """Return the list of the prompts or the seeds of a grid."""
+    values = (image.parameters or {})[name]
+    if not isinstance(values, list):
+        raise TypeError(f"{name} that are no list")
+    return values
+
+
+def find_bundle(image: Description, given: Path | None, name: object = None, option: str = "--bundle") -> Path:
+    """Return the bundle that is given, or the one that has a name.
+
+    Args:
+        image: What the file of the image says.
+        given: The bundle that was given.
+        name: The name of another than the image's bundle.
+        option: What names it in a command.
+
+    Raises:
+        LdmrtError: None is there.
+    """
+    if given is not None:
+        return given
+    name = str((image.parameters or {}).get("bundle") if name is None else name)
+    if Path(name).name == name and name not in ("", ".", ".."):
+        for folder in (*map(Path, PLACES), image.path.parent):
+            if (folder / name / "ldmrt.json").is_file():
+                return folder / name
+    raise LdmrtError("replay", f"no bundle {name!r:.100} is here", hint=f"ldmrt replay {image.path} {option} FOLDER")
+
+
+def find_input(image: Description, record: object, folder: Path | None) -> Path:
+    """Return a file that a request reads, as it was.
+
+    Raises:
+        LdmrtError: It is gone, or another, or was sent to a server.
+    """
+    known: Mapping[str, Any] = record if isinstance(record, dict) else {}
+    if known.get(SENT):
+        problem = f"{image.path} was drawn from an image that a server was sent"
+        raise LdmrtError("replay", problem, expected="an image that was drawn from prompts alone, or from files")
+    name = Path(str(known.get("file"))).name
+    places = [folder] if folder is not None else [Path(), image.path.parent]
+    files = [place / name for place in places if name and (place / name).is_file()]
+    if not files:
+        where = " and ".join(str(place.absolute()) for place in dict.fromkeys(places))
+        hint = f"ldmrt replay {image.path} --inputs FOLDER"
+        raise LdmrtError(
+            "replay", f"{name} is gone, which the image was drawn from", expected=f"it in {where}", hint=hint
+        )
+    hashes = {}
+    for file in files:
+        hashes[file] = sha256(file)
+        if hashes[file] == known.get("sha256"):
+            return file
+    problem = f"{files[0]} is not the file that the image was drawn from"
+    raise LdmrtError("replay", problem, expected=f"SHA-256 {known.get('sha256')}", found=hashes[files[0]])
+
+
+def damaged(image: Description, found: object) -> LdmrtError:
+    """Make the error of a record that holds other values than were written."""
+    return LdmrtError("replay", f"{image.path} has a damaged record", expected="as ldmrt wrote it", found=found)
