@@ -167,7 +167,7 @@ def generate(
 
     from ldmrt.runtime.bundle.hub import local_bundle
     from ldmrt.runtime.errors import LdmrtError
-    from ldmrt.runtime.pipeline.infotext.record import identity
+    from ldmrt.runtime.pipeline.infotext.record import refiner_of
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.pipeline.refined import RefinedPipeline
     from ldmrt.runtime.samplers.settings import read_scheduler
@@ -224,7 +224,7 @@ def generate(
     negative = given["negative_prompt"]  # one for each image where it has wildcards
     options["negative_prompt"] = negative if negative is None or isinstance(negative, str) else None
     shared = of_request(bundle.name, first, options, steering)
-    ended = refiner and {"bundle": refiner.name, **identity(local_bundle(refiner)), "start": refiner_start}
+    ended = None if refiner is None else refiner_of(refiner.name, local_bundle(refiner), refiner_start)
     making = Making.of(bundle, first, opening, scheduler_config=config, refiner=ended, loras=loaded)
     alone = base.parts(request, 1)
     if refiner is not None:

@@ -67,6 +67,11 @@ def identity(folder: Path) -> JsonObject:
     return {"bundle_sha256": digest_of_bundle(folder), "certificate": "; ".join(issues) or "holds"}
 
 
+def refiner_of(name: str, folder: Path, start: float) -> JsonObject:
+    """Return the record of a bundle that ends the drawing, by its name and folder; `start` is the share before it."""
+    return {"bundle": name, **identity(folder), "start": start}
+
+
 def made(run: JsonObject, request: Request, latents: tuple[Path, int] | None = None) -> JsonObject:
     """Return the record of one image.
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ...support.small_loras import small_lora
+
 PROMPTS = ["a penguin", "two pears", "a red apple"]
 ASKED = ("--steps", 3, "--seed", 5, "--negative", "grey", "--scheduler", "euler_a")
 
@@ -176,3 +178,35 @@ def test_bad_places(ldmrt: Any, bundle: Path, checkpoint: Path, prompts: Path, t
     assert "a file of that name" in ldmrt("batch", bundle, prompts, prompts).error
     assert "holds no run of ldmrt batch" in ldmrt("batch", bundle, prompts, tmp_path).error
     assert list(tmp_path.iterdir()) == [prompts]
+
+
+def test_lines_are_drawn_with_their_own_loras(ldmrt: Any, bundle: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("oil", "ink")):
+        small_lora(Path(f"{name}.safetensors"), seed)
+    sets: list[Any] = [None, {}, {"ink": 0.5}, {"oil": 0.3, "ink": 1}]
+    lines = [{"prompt": "a pear", "seed": 3} | ({} if loras is None else {"loras": loras}) for loras in sets]
+    tag = {"prompt": "a pear<lora:ink:0.5>", "seed": 3, "prompt_syntax": "a1111"}
+    wrong = [
+        {"prompt": "a", "loras": {"oyl": 1}},
+        {"prompt": "a", "loras": {"oil": "much"}},
+        {"prompt": "a", "loras": 3},
+    ]
+    Path("lines.jsonl").write_bytes(b"".join(json.dumps(one).encode() + b"\n" for one in (*lines, tag, *wrong)))
+    loras = ("--lora", "oil.safetensors:0.8", "--lora", "ink.safetensors:0")
+    ran = ldmrt("batch", bundle, "lines.jsonl", "out", "--steps", 2, *loras)
+    assert (ran.code, "5 drawn, 3 failed" in ran.err) == (1, True), ran.err
+    entries = listed(Path("out/index.jsonl"))
+    assert "no LoRA 'oyl' is loaded, did you mean 'oil'?; expected oil, ink" in entries[5]["error"]
+    for entry, own in zip(entries, [{"oil": 0.8}, *sets[1:]], strict=False):
+        words = [f"--lora={name}.safetensors:{weight}" for name, weight in own.items()]
+        assert ldmrt("generate", bundle, "a pear", "--seed", 3, "--steps", 2, *words, "-o", "a.png").code == 0
+        file = f"out/{entry['files'][0]}"
+        image, notes = opened(Path(file))
+        np.testing.assert_array_equal(image, opened(Path("a.png"))[0])
+        assert {*notes["made"].get("loras", {})} == {*own} | ({"ink"} if own == {"oil": 0.8} else set())
+        assert ldmrt("replay", file, "--bundle", bundle).code == 0
+        Path("a.png").unlink()
+    small_lora(Path("oil.safetensors"), 7)
+    ran = ldmrt("batch", bundle, "lines.jsonl", "out", "--steps", 2, *loras)
+    assert (ran.code, "were drawn with another --lora" in ran.error) == (2, True)

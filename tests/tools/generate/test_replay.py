@@ -1,5 +1,6 @@
 """`ldmrt replay` draws an image of ldmrt again, from the record in its file alone."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from ldmrt.runtime import Request
+from ldmrt.serve.http.images import encoded
+from ldmrt.serve.jobs.service import Service
+from ldmrt.serve.models.loras import open_with_loras
+from ldmrt.serve.models.models import fixed
+
+from ...support.small_loras import small_lora
 
 PROMPT = "two pears"
 
@@ -53,8 +62,69 @@ def test_each_of_several_images_is_drawn_again_alone(ldmrt: Any, bundle: Path, p
     assert ldmrt("generate", bundle, *prompts, "-n", 2, "--steps", 2, *images, "-o", "a.png").code == 0
     for number in range(4):
         assert ldmrt("replay", f"a-{number:02d}.png", "--bundle", bundle).code == 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_grid_is_drawn_again(ldmrt: Any, bundle: Path, place: Path, suffix: str) -> None:
+    """What its images share, and what each of them has of its own: files, seeds of variations, places of latents."""
+    np.save("noise.npy", np.random.default_rng(0).standard_normal((3, 4, 8, 8), np.float32))
+    words: dict[str, tuple[Any, ...]] = {
+        "plain": (PROMPT, "a red apple", "-n", 2, "--columns", 3),
+        "images": (PROMPT, "a red apple", "--image", "in.png", "--image", "other.png", "--mask", "mask.png"),
+        "variations": (PROMPT, "-n", 3, "--variation-seed", 9, "--variation-strength", 0.3, "--negative", "grey"),
+        "latents": (PROMPT, "-n", 3, "--latents", "noise.npy"),
+    }
+    for name, own in words.items():
+        out = f"{name}.{suffix}"
+        assert ldmrt("generate", bundle, *own, "--steps", 2, "-o", out).code == 0
+        ran = ldmrt("replay", out, "--bundle", bundle, "-o", f"again.{suffix}", "--overwrite")
+        assert (ran.code, "identical" in ran.out, "differs" in ran.out) == (0, True, False), ran.err
+        assert Path(f"again.{suffix}").read_bytes() == Path(out).read_bytes()  # its record too
+
+
+def test_what_a_refiner_ended_is_drawn_again(ldmrt: Any, bundle: Path, place: Path) -> None:
+    (place / "second").symlink_to(bundle)
+    words = ("--refiner", "second", "--refiner-start", 0.5, "--steps", 4, "--scheduler", "ddim")
+    assert ldmrt("generate", bundle, PROMPT, "a red apple", *words, "-o", "a.png").code == 0
+    for file in ("a.png", "a-01.png"):
+        ran = ldmrt("replay", file, "--bundle", bundle, "-o", f"again-{file}")
+        assert (ran.code, "differs" in ran.out) == (0, False), ran.err
+        assert Path(f"again-{file}").read_bytes() == Path(file).read_bytes()
+    (place / "second").rename("moved")
+    ran = ldmrt("replay", "a-01.png", "--bundle", bundle)
+    assert (ran.code, "no bundle 'second' is here" in ran.error, "--refiner FOLDER" in ran.err) == (2, True, True)
+    assert ldmrt("replay", "a-01.png", "--bundle", bundle, "--refiner", "moved").code == 0
+
+    def other(said: Any, pixels: Any) -> Any:
+        said["made"]["refiner"]["bundle_sha256"] = "0" * 64
+        return pixels
+
+    changed(place / "a-01.png", other)
+    assert "bundle_sha256 of the refiner" in ldmrt("replay", "a-01.png", "--bundle", bundle, "--refiner", "moved").out
+
+
+def served(bundle: Path, out: Path, files: dict[str, Path], **asked: Any) -> None:
+    """Write the first image that a service draws of a request, as a server sends it."""
+    opened = open_with_loras(str(bundle), files, any_fits=False, backend="auto", safety="on")
+    with contextlib.closing(fixed({bundle.name: opened}, {bundle.name: 8})) as models:
+        service = Service(models)
+        jobs = [service.submit(Request(PROMPT, num_inference_steps=3, **asked)) for _ in range(2)]
+        out.write_bytes(next(encoded(job, 0) for job in jobs if job.result(60)))
+        service.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*it has no parity certificate")
+def test_what_a_server_has_drawn_is_drawn_again(ldmrt: Any, bundle: Path, place: Path) -> None:
+    loras = {name: small_lora(place / f"{name}.safetensors", seed) for seed, name in enumerate(("oil", "ink"))}
+    asked = {"seed": [5, 9], "num_images_per_prompt": 2, "loras": {"oil": 0.5}, "noise": "torch-cpu"}
+    served(bundle, place / "a.png", loras, scheduler="euler_a", negative_prompt="grey", **asked)
+    (place / "ink.safetensors").unlink()  # which the image was not drawn with
     ran = ldmrt("replay", "a.png", "--bundle", bundle)
-    assert (ran.code, "a.png is a grid of several images" in ran.error) == (2, True)
+    assert (ran.code, "identical" in ran.out) == (0, True), ran.err
+    image = Image.fromarray(np.zeros((16, 16, 3), np.uint8))
+    served(bundle, place / "b.png", {}, image=image, strength=0.5)
+    ran = ldmrt("replay", "b.png", "--bundle", bundle)
+    assert (ran.code, "b.png was drawn from an image that a server was sent" in ran.error) == (2, True)
 
 
 def test_a_line_of_a_batch_is_drawn_again(ldmrt: Any, bundle: Path, place: Path) -> None:
@@ -116,6 +186,40 @@ def no_record(said: Any, pixels: Any) -> Any:
     return pixels
 
 
+def old_refiner(said: Any, pixels: Any) -> Any:
+    said["made"]["refiner"] = "sdxl-refiner"
+    return pixels
+
+
+def no_start(said: Any, pixels: Any) -> Any:
+    said["made"]["refiner"] = {"bundle": "sdxl-refiner"}
+    return pixels
+
+
+def old_grid(said: Any, pixels: Any) -> Any:
+    said |= {"seeds": [0, 1], "prompts": [PROMPT, PROMPT]}
+    del said["made"]
+    return pixels
+
+
+def narrow_grid(said: Any, pixels: Any) -> Any:
+    said |= {"seeds": [0, 1], "prompts": [PROMPT, PROMPT]}
+    said["made"]["grid"] = {"columns": 2}
+    return pixels
+
+
+def no_columns(said: Any, pixels: Any) -> Any:
+    narrow_grid(said, pixels)
+    said["made"]["grid"] = {"columns": 10**9}
+    return pixels
+
+
+def few_of_each(said: Any, pixels: Any) -> Any:
+    narrow_grid(said, pixels)
+    said["made"]["grid"]["each"] = [{}]
+    return pixels
+
+
 def damaged(said: Any, pixels: Any) -> Any:
     said["made"]["request"] = {"steps": "three"}
     return pixels
@@ -154,6 +258,12 @@ def smaller(said: Any, pixels: Any) -> Any:
     ("change", "message"),
     [
         (no_record, "a.png lacks the record to draw it by"),
+        (old_refiner, "a.png was drawn with a refiner; expected the record of a later version of ldmrt"),
+        (no_start, "a.png has a damaged record"),
+        (old_grid, "a.png is a grid of several images, without their record"),
+        (narrow_grid, "a.png has another size than its record; expected 34x16; found 16x16"),
+        (no_columns, "a.png has a damaged record"),
+        (few_of_each, "a.png has a damaged record"),
         (damaged, "a.png has a damaged record"),
         (unknown, "a.png has a damaged record"),
         (odd_threads, "a.png has a damaged record"),

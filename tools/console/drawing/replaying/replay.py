@@ -16,7 +16,7 @@ from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.parity.metrics import psnr
-from ldmrt.runtime.pipeline.infotext.record import MADE, identity
+from ldmrt.runtime.pipeline.infotext.record import MADE, refiner_of
 from ldmrt.runtime.pipeline.opening import open_pipeline
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.refined import RefinedPipeline
@@ -28,7 +28,6 @@ from ldmrt.tools.console.drawing.making import Making
 from .records import DAMAGE, Drawn, Record, damaged
 
 LOSSY = "JPEG"
-IDENTITY = ("bundle_sha256", "certificate")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ def replay(record: Record, bundle: Path, refiner: Path | None, backend: str | No
     image, made = record.image, record.made
     drawn = record.drawn(inputs)
     opening: JsonObject = {**record.opening(), "backend": backend or str(made.get("backend", "auto"))}
-    about = None if refiner is None else {**identity(local_bundle(refiner)), **_name_and_start(record)}
+    ended = record.refiner
+    about = refiner_of(ended.name, local_bundle(refiner), ended.start) if refiner and ended else None
     with contextlib.ExitStack() as held:
         base: Pipeline = held.enter_context(_open(image, bundle, {**opening, "scheduler": record.config}))
         for name, file in record.loras(inputs).items():
@@ -77,9 +77,9 @@ def replay(record: Record, bundle: Path, refiner: Path | None, backend: str | No
             first = next(begins, base.stages[0])
         check_size(record, base, drawn)
         pipeline: Pipeline | RefinedPipeline = base
-        if refiner is not None and record.refiner is not None:
+        if refiner is not None and ended is not None:
             other = held.enter_context(_open(image, refiner, {**opening, "scheduler": record.config}))
-            pipeline = RefinedPipeline(base, other, record.refiner.start)
+            pipeline = RefinedPipeline(base, other, ended.start)
         images = [result.pixels[0] for result in pipeline.draw(each.request for each in drawn)]
         loras = base.loras.record(base.loras.names) or None
         making = Making.of(bundle, first, opening, scheduler_config=record.config, refiner=about, loras=loras)
@@ -90,13 +90,10 @@ def replay(record: Record, bundle: Path, refiner: Path | None, backend: str | No
     else:
         notes = making.grid_notes(facts, [(each.request, each.latents) for each in drawn], record.columns)
     before, now = pixels_of(image.path, pixels)
-    found = [*differences(made, making.run), *_refiner_differences(record, about)]
+    found = list(differences(made, making.run))
+    if ended is not None and about is not None:
+        found += [(f"{name} of the refiner", then, now) for name, then, now in _other_files(ended.identity, about)]
     return Replay(pixels, notes, found, psnr(before, now), int((before != now).sum()))
-
-
-def _name_and_start(record: Record) -> JsonObject:
-    assert record.refiner is not None
-    return {"bundle": record.refiner.name, "start": record.refiner.start}
 
 
 def check_size(record: Record, pipeline: Pipeline, drawn: Sequence[Drawn]) -> None:
@@ -121,9 +118,7 @@ def check_size(record: Record, pipeline: Pipeline, drawn: Sequence[Drawn]) -> No
 
 def differences(then: JsonObject, now: JsonObject) -> Iterator[tuple[str, str, str]]:
     """Yield what differs between two runs: the bundle, its certificate, the backend, the processor, versions."""
-    for name in (*IDENTITY, "backend", "processor"):
-        if then.get(name) != now.get(name):
-            yield name, str(then.get(name)), str(now.get(name))
+    yield from _other_files(then, now, "backend", "processor")
     before = then["versions"] if isinstance(then.get("versions"), dict) else {}
     for name in {**before, **host.versions()}:
         pair = before.get(name), now["versions"].get(name)
@@ -131,12 +126,11 @@ def differences(then: JsonObject, now: JsonObject) -> Iterator[tuple[str, str, s
             yield f"version of {name}", str(pair[0] or "none"), str(pair[1] or "none")
 
 
-def _refiner_differences(record: Record, now: JsonObject | None) -> Iterator[tuple[str, str, str]]:
-    """Yield what differs between two refiners."""
-    for name in IDENTITY if record.refiner is not None and now is not None else ():
-        then = record.refiner.identity.get(name) if record.refiner is not None else None
-        if now is not None and then != now[name]:
-            yield f"{name} of the refiner", str(then), str(now[name])
+def _other_files(then: JsonObject, now: JsonObject, *more: str) -> Iterator[tuple[str, str, str]]:
+    """Yield what differs between two bundles: their files, their certificates, and further entries."""
+    for name in ("bundle_sha256", "certificate", *more):
+        if then.get(name) != now.get(name):
+            yield name, str(then.get(name)), str(now.get(name))
 
 
 def pixels_of(path: Path, drawn: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
