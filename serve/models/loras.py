@@ -39,7 +39,7 @@ def lora_files(given: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def open_with_loras(path: str, files: Mapping[str, Path], *, any_fits: bool, **opening: Any) -> Pipeline:
+def open_with_loras(path: str, *, files: Mapping[str, Path], any_fits: bool, **opening: Any) -> Pipeline:
     """Open a bundle with those LoRAs that fit it, and with what the records of its images share.
 
     Args:

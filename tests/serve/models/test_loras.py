@@ -18,7 +18,7 @@ from ldmrt.serve.jobs.service import Service
 from ldmrt.serve.models.loras import check_used, lora_files, open_with_loras
 from ldmrt.serve.models.models import Models, fixed
 
-from ...support.small_loras import small_lora
+from ...support.fakes.small_loras import small_lora
 from ..conftest import held, request, until
 
 OIL: Active = (("oil", 0.8),)
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(bundle: Path, folder: Path) -> Iterator[Pipeline]:
-    with open_with_loras(str(bundle), lora_files([str(folder)]), any_fits=False, check=False) as opened:
+    with open_with_loras(str(bundle), files=lora_files([str(folder)]), any_fits=False, check=False) as opened:
         yield opened
 
 
@@ -119,7 +119,7 @@ def test_files_have_names(folder: Path, tmp_path: Path) -> None:
 
 def test_of_several_models_one_has_to_take_a_file(bundle: Path, folder: Path, tmp_path: Path) -> None:
     def opened(files: dict[str, Path], **how: Any) -> Pipeline:
-        return open_with_loras(str(bundle), files, check=False, **how)
+        return open_with_loras(str(bundle), files=files, check=False, **how)
 
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"no LoRA")
@@ -142,11 +142,13 @@ def test_the_weights_of_sessions_count(pipeline: Pipeline) -> None:
 
 def test_after_a_reload_the_files_are_those_that_are_there(bundle: Path, tmp_path: Path) -> None:
     file = small_lora(tmp_path / "oil.safetensors", 1)
-    models = fixed({"tiny": open_with_loras(str(bundle), {"oil": file}, any_fits=False, check=False)}, {"tiny": 8})
+    models = fixed(
+        {"tiny": open_with_loras(str(bundle), files={"oil": file}, any_fits=False, check=False)}, {"tiny": 8}
+    )
     service = Service(models)
     before = service.submit(request(loras={"oil": 1.0}, num_inference_steps=2)).result(60)
     small_lora(file, 2)
-    service.replace_model("tiny", open_with_loras(str(bundle), {"oil": file}, any_fits=False, check=False))
+    service.replace_model("tiny", open_with_loras(str(bundle), files={"oil": file}, any_fits=False, check=False))
     after = service.submit(request(loras={"oil": 1.0}, num_inference_steps=2)).result(60)
     until(lambda: not service.running)
     service.close()

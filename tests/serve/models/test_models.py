@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from ldmrt.runtime.pipeline.loras.loaded import Loras
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.models import memory
 from ldmrt.serve.models.models import TURN, Models
@@ -16,6 +17,7 @@ class Weighing:
 
     def __init__(self, weights: int, size: int = 64) -> None:
         self.weights, self.stages, self.stage, self.noted = weights, (self,), SimpleNamespace(size=size), list[str]()
+        self.loras = Loras()
 
     def unload(self) -> None:
         self.noted.append("unloaded")

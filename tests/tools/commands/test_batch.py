@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ...support.small_loras import small_lora
+from ...support.fakes.small_loras import small_lora
 
 PROMPTS = ["a penguin", "two pears", "a red apple"]
 ASKED = ("--steps", 3, "--seed", 5, "--negative", "grey", "--scheduler", "euler_a")

@@ -17,7 +17,7 @@ from ldmrt.serve.jobs.service import Service
 from ldmrt.serve.models.loras import open_with_loras
 from ldmrt.serve.models.models import fixed
 
-from ...support.small_loras import small_lora
+from ...support.fakes.small_loras import small_lora
 
 PROMPT = "two pears"
 
@@ -105,7 +105,7 @@ def test_what_a_refiner_ended_is_drawn_again(ldmrt: Any, bundle: Path, place: Pa
 
 def served(bundle: Path, out: Path, files: dict[str, Path], **asked: Any) -> None:
     """Write the first image that a service draws of a request, as a server sends it."""
-    opened = open_with_loras(str(bundle), files, any_fits=False, backend="auto", safety="on")
+    opened = open_with_loras(str(bundle), files=files, any_fits=False, backend="auto", safety="on")
     with contextlib.closing(fixed({bundle.name: opened}, {bundle.name: 8})) as models:
         service = Service(models)
         jobs = [service.submit(Request(PROMPT, num_inference_steps=3, **asked)) for _ in range(2)]

@@ -76,7 +76,7 @@ def checked(server: Server, options: Mapping[str, Any]) -> dict[str, Any]:
         elif name == NOISE:
             if not isinstance(value, str) or value not in SOURCES:
                 expected = ", ".join(SOURCES)
-                raise InvalidRequest(NOISE, "invalid option", expected=expected, found=f"{value!r:.50}")
+                raise InvalidRequest(NOISE, "unsupported", expected=expected, found=f"{value!r:.50}")
             heeded[NOISE] = value
         elif name in FIXED:
             if value not in FIXED[name]:

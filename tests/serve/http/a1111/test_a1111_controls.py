@@ -15,6 +15,7 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load, load_adapter
 from ldmrt.runtime import InvalidRequest, Pipeline, Request
 from ldmrt.serve.http.apis.a1111.controls import controls_of
+from ldmrt.serve.http.apis.a1111.reader import Reader
 
 from ....support.pipelines import randomise
 from ..conftest import Running
@@ -99,7 +100,7 @@ def test_a_weight_that_is_no_number(weight: Any) -> None:
 
     scripts = {"controlnet": {"args": [unit_of(weight=weight)]}}
     with pytest.raises(InvalidRequest, match="control"):
-        TextToImage(prompt="a", alwayson_scripts=scripts).request(1)
+        TextToImage(prompt="a", alwayson_scripts=scripts).request(Reader("a1111", 0, "ldmrt"))
 
 
 def test_an_image_of_the_drawings_ratio_is_resized_alike_in_every_way() -> None:

@@ -15,7 +15,7 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.http.apis.a1111.reader import Reader
 from ldmrt.serve.models.loras import open_with_loras
 
-from ....support.small_loras import small_lora
+from ....support.fakes.small_loras import small_lora
 from ..conftest import Running
 
 SAME: dict[str, Any] = {
@@ -28,7 +28,7 @@ SAME: dict[str, Any] = {
 def styled(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """The tiny bundle with a LoRA."""
     oil = small_lora(tmp_path_factory.mktemp("loras") / "oil.safetensors", 1)
-    with open_with_loras(str(bundle), {"oil": oil}, any_fits=False, check=False) as opened:
+    with open_with_loras(str(bundle), files={"oil": oil}, any_fits=False, check=False) as opened:
         yield opened
 
 
