@@ -29,6 +29,7 @@ class Limits:
         body_seconds: How long a body may take to come.
         held: Bytes of all bodies, and again of all images of requests that wait or run.
         prompt: Characters of a prompt.
+        parts: Of a prompt, between ANDs, each of which is a row of every call.
         images: Images of a request.
         pixels: Of all images of a request.
         steps: Of the sampler.
@@ -46,6 +47,7 @@ class Limits:
     body_seconds: float = 60.0
     held: int = 1024 * MEGABYTE
     prompt: int = 10_000
+    parts: int = 16
     images: int = 16
     pixels: int = 16 * 1024 * 1024
     steps: int = 500

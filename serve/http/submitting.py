@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HTTPRequest
 
 from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.pipeline.conditioning.composition import most_parts
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.batching.room import check_fits
@@ -83,6 +84,7 @@ def check_limits(server: Server, request: Request, model: str | None) -> None:
     refuse("steps", max(steps), limits.steps)
     texts = (text for pair in [*request.texts, *request.negative_texts(zeros=False)] for text in pair)
     refuse("characters of a prompt", max((len(text or "") for text in texts), default=0), limits.prompt)
+    refuse("parts of a prompt", most_parts(request), limits.parts)
     pipeline = next(iter(models.values())) if model is None else models.get(model)
     if pipeline is None:
         return  # the service says so

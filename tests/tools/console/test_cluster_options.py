@@ -22,6 +22,7 @@ def test_options_of_commands(
     command = [str(places.get(word, word)) for word in words]
     assert "--replicas: it is an option of --ray" in ldmrt(*command, "--replicas", "2").error
     assert "--replicas: no number of replicas" in ldmrt(*command, "--ray", "--replicas", "x").error
+    assert "--lora: the replicas of --ray load no LoRA" in ldmrt(*command, "--ray", "--lora", "oil.safetensors").error
     monkeypatch.setenv("RAY_ADDRESS", "nowhere:1:2")
     assert "--ray: no Ray cluster can be joined" in ldmrt(*command, "--ray").error
     for name in [name for name in sys.modules if name.startswith("ldmrt.serve.ray")]:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from ldmrt.serve.jobs.defaults import GRACE, SECONDS, WAITING
 from ldmrt.tools.options.cluster import with_ray
 from ldmrt.tools.options.common import Choice
 from ldmrt.tools.options.drawing import with_opening
+
+if TYPE_CHECKING:
+    from ldmrt.runtime.pipeline.pipeline import Pipeline
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -111,7 +114,10 @@ def serve(
             service: Serving = opened.enter_context(deployment.serving(waiting, observers))
             reload: Callable[[], object] = lambda: None  # noqa: E731
         else:
-            open_bundle = partial(open_with_loras, files=files, any_fits=len(paths) > 1, **opening)
+
+            def open_bundle(path: str) -> "Pipeline":
+                return open_with_loras(path, files=files, any_fits=len(paths) > 1, **opening)
+
             held = opened.enter_context(contextlib.closing(Models(for_weights(opening["backend"]))))
             for name, path in paths.items():
                 held.put(name, open_bundle(path), rows)
