@@ -1,12 +1,14 @@
 """Hold what the routes of a server share."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
 from starlette.requests import Request as HTTPRequest
 
 from ldmrt.runtime.images.png import encode_png
+from ldmrt.runtime.pipeline.prompts.styles import Style
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.serve.jobs.budget import Budget
 from ldmrt.serve.jobs.defaults import SECONDS
@@ -70,6 +72,7 @@ class Server:
         limits: Bounds what callers may send.
         keys: The owner of each API key, by the key's SHA-256 in hexadecimal digits; empty where none is asked for.
         metrics: The service's observer.
+        styles: The texts that AUTOMATIC1111's API puts around prompts, by name.
         jobs: The jobs that can be asked for by name.
         bodies: Counts the bytes of bodies that are held.
         images: Counts the bytes of the images of requests that wait or run.
@@ -85,6 +88,7 @@ class Server:
     metrics: Metrics
     limits: Limits = field(default_factory=Limits)
     keys: dict[str, str] = field(default_factory=dict, repr=False)
+    styles: Mapping[str, Style] = field(default_factory=dict, repr=False)
     jobs: Jobs = field(init=False)
     bodies: Budget = field(init=False)
     images: Budget = field(init=False)

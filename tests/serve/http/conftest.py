@@ -1,7 +1,7 @@
 """A server of the tiny bundle that answers on the loopback, for the clients of its APIs."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Event
@@ -13,6 +13,7 @@ import pytest
 from ldmrt.runtime import Request
 from ldmrt.runtime.pipeline.opening import open_pipeline
 from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.runtime.pipeline.prompts.styles import Style
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.http.metrics import Metrics
 from ldmrt.serve.http.running import Stoppable, configured, listening
@@ -54,10 +55,11 @@ class Running:
         *,
         rows: int = 8,
         waiting: int = 8,
+        styles: Mapping[str, Style] | None = None,
     ) -> None:
         metrics = Metrics()
         self.service = Service(fixed({"tiny": pipeline}, {"tiny": rows}), waiting=waiting, observer=metrics)
-        self.server = Server(self.service, metrics, limits or Limits(), keys or {})
+        self.server = Server(self.service, metrics, limits or Limits(), keys or {}, styles or {})
         self._listening = listening("127.0.0.1", 0)
         socket = self._listening.__enter__()
         self.url = f"http://127.0.0.1:{socket.getsockname()[1]}"

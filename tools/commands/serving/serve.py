@@ -39,6 +39,8 @@ TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
               help="Format of the log, a line for each request that has ended.")  # fmt: skip
 @click.option("--lora", "loras", multiple=True, metavar="[NAME=]FILE|FOLDER",
               help="LoRA that requests may name, or a folder of them; repeat for more.")  # fmt: skip
+@click.option("--styles", "styles_file", type=click.Path(path_type=Path),
+              help="File of styles, as AUTOMATIC1111's styles.csv, for its API.")  # fmt: skip
 @click.option("--models", type=click.IntRange(min=1),
               help="With --ray: models that a replica keeps in memory; 1.")  # fmt: skip
 @with_ray
@@ -55,6 +57,7 @@ def serve(
     rows: int | None,
     log: str,
     loras: tuple[str, ...],
+    styles_file: Path | None,
     ray: dict[str, Any] | None,
     opening: dict[str, Any],
 ) -> None:
@@ -66,6 +69,7 @@ def serve(
     """
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.optional import unavailable
+    from ldmrt.runtime.pipeline.prompts.styles import read_styles
     from ldmrt.serve.jobs.observers import JobLog, JsonLines, Observers
     from ldmrt.serve.jobs.reloading import reload_models
     from ldmrt.serve.jobs.service import Service
@@ -96,7 +100,7 @@ def serve(
     if loras and ray is not None:
         problem, hint = "the replicas of --ray load no LoRA", "serve a bundle with it merged: ldmrt export --lora"
         raise LdmrtError("--lora", problem, expected="only one of them", hint=hint)
-    files = lora_files(loras)
+    files, styles = lora_files(loras), {} if styles_file is None else read_styles(styles_file)
     owners = {} if keys is None else read_keys(keys)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if log == "json" else logging.Formatter(TEXT))
@@ -130,4 +134,5 @@ def serve(
             drawing = opened.enter_context(contextlib.closing(Service(held, waiting=waiting, observer=observers)))
             service, reload = drawing, partial(reload_models, drawing, paths, open_bundle)
         console.print(f"http://{host}:{socket.getsockname()[1]}", highlight=False)
-        run(Server(service, metrics, Limits(seconds=seconds, per_key=per_key), owners), socket, grace, reload)
+        server = Server(service, metrics, Limits(seconds=seconds, per_key=per_key), owners, styles)
+        run(server, socket, grace, reload)

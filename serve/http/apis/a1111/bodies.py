@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 SEEDS = 2**32 - 1  # seeds that are drawn, as in AUTOMATIC1111
 # Fields that are not served, with the values that change no image; others are refused.
 NOTHING: Mapping[str, tuple[Any, ...]] = {
-    "styles": ([],),
     "seed_resize_from_h": (-1, 0),
     "seed_resize_from_w": (-1, 0),
     "restore_faces": (False,),
@@ -49,6 +48,7 @@ class Drawing(BaseModel):
 
     prompt: str = ""
     negative_prompt: str = ""
+    styles: list[str] | None = Field(None, description="Names of `GET /sdapi/v1/prompt-styles`.")
     seed: int = Field(-1, description="-1 draws one.")
     subseed: int = Field(-1, description="-1 draws one.")
     subseed_strength: float = Field(0.0, ge=0, le=1)
@@ -67,7 +67,6 @@ class Drawing(BaseModel):
     send_images: bool = True
     # These are refused where they would change an image; see `NOTHING`.
     enable_hr: Any = None
-    styles: Any = None
     seed_resize_from_h: Any = None
     seed_resize_from_w: Any = None
     restore_faces: Any = None
@@ -123,7 +122,7 @@ class Drawing(BaseModel):
         refuse(self, NOTHING)
         scheduler, settings = translated(self.sampler, self.scheduler)
         fields: dict[str, Any] = {
-            **reader.fields(self.prompt, self.negative_prompt),
+            **reader.fields(self.prompt, self.negative_prompt, self.styles or ()),
             "num_images_per_prompt": self.batch_size * self.n_iter,
             "num_inference_steps": self.steps,
             "guidance_scale": self.cfg_scale,

@@ -30,6 +30,7 @@ def answered(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) 
 def described(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) -> dict[str, Any]:
     """Return what there is to say of the images of a job."""
     result = job.result(0)
+    prompt, negative = texts_of(job)
     first = job.request.padding_mask_crop is not None or job.request.hires is not None
     drawn = job.lane.size if first else result.pixels.shape[1:3]
     (height, width), seeds = drawn, result.seeds
@@ -38,10 +39,10 @@ def described(server: Server, job: Job, asked: Drawing, options: dict[str, Any])
     extra |= {} if options[NOISE] == OWN else {"RNG": options[NOISE]}
     extra |= asked.texts(job.request)
     return {
-        "prompt": asked.prompt,
-        "all_prompts": [asked.prompt] * len(seeds),
-        "negative_prompt": asked.negative_prompt,
-        "all_negative_prompts": [asked.negative_prompt] * len(seeds),
+        "prompt": prompt,
+        "all_prompts": [prompt] * len(seeds),
+        "negative_prompt": negative,
+        "all_negative_prompts": [negative] * len(seeds),
         "seed": seeds[0],
         "all_seeds": seeds,
         "subseed": subseeds[0],
@@ -67,12 +68,17 @@ def described(server: Server, job: Job, asked: Drawing, options: dict[str, Any])
         "infotexts": [
             text_of(server, job, asked, pair, (width, height), extra) for pair in zip(seeds, subseeds, strict=True)
         ],
-        "styles": [],
+        "styles": asked.styles or [],
         "job_timestamp": stamped(job),
         "clip_skip": options[SKIP],
         "is_using_inpainting_conditioning": False,
         "version": f"ldmrt {ldmrt.__version__}",
     }
+
+
+def texts_of(job: Job) -> tuple[str, str]:
+    """Return the prompt and the negative prompt of a job, with the styles around them."""
+    return job.request.prompts[0], str(job.request.negative_prompt or "")
 
 
 def text_of(
@@ -89,7 +95,7 @@ def text_of(
     if asked.subseed_strength:
         said |= {"Variation seed": seeds[1], "Variation seed strength": asked.subseed_strength}
     said |= {**extra, "Version": f"ldmrt {ldmrt.__version__}"}
-    return str(Infotext(asked.prompt, asked.negative_prompt, {name: str(value) for name, value in said.items()}))
+    return str(Infotext(*texts_of(job), {name: str(value) for name, value in said.items()}))
 
 
 def stamped(job: Job) -> str:

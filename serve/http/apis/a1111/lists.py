@@ -122,11 +122,20 @@ async def loras(http: HTTPRequest) -> list[dict[str, Any]]:
     return [{"name": name, "alias": name, "path": Path(path).name, "metadata": {}} for name, path in files.items()]
 
 
+@router.get("/prompt-styles")
+async def prompt_styles(http: HTTPRequest) -> list[dict[str, str]]:
+    """List the styles, with the texts that they put around a prompt and a negative prompt."""
+    styles = server_of(http).styles
+    return [
+        {"name": name, "prompt": style.prompt, "negative_prompt": style.negative_prompt}
+        for name, style in styles.items()
+    ]
+
+
 @router.get("/sd-vae")
 @router.get("/hypernetworks")
 @router.get("/face-restorers")
 @router.get("/realesrgan-models")
-@router.get("/prompt-styles")
 @router.get("/extensions")
 async def empty() -> list[dict[str, Any]]:
     """List what this server has none of."""

@@ -95,7 +95,7 @@ def test_img2img_gives_the_pipelines_images(api: webuiapi.WebUIApi, pipeline: Pi
         ({"enable_hr": True, "hr_upscaler": "ESRGAN_4x"}, "unknown upscaler 'ESRGAN_4x'"),
         ({"enable_hr": True, "denoising_strength": 0}, "denoising_strength: too small for a second pass"),
         ({"enable_hr": True, "denoising_strength": 1e-9}, "with 2 steps at least 2e-06; found 1e-09"),
-        ({"styles": ["oil"]}, "styles: unsupported"),
+        ({"styles": ["oil"]}, "no such style 'oil'"),
         ({"tiling": True}, "tiling: unsupported"),
         ({"restore_faces": True}, "restore_faces: unsupported"),
         ({"seed_resize_from_h": 64}, "seed_resize_from_h: unsupported"),

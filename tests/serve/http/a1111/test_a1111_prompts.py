@@ -12,6 +12,7 @@ import webuiapi
 from ldmrt.runtime import Request
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.runtime.pipeline.prompts.styles import Style
 from ldmrt.serve.http.apis.a1111.reader import Reader
 from ldmrt.serve.models.loras import open_with_loras
 
@@ -34,7 +35,7 @@ def styled(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 @pytest.fixture(scope="module")
 def server(styled: Pipeline) -> Iterator[Running]:
-    running = Running(styled)
+    running = Running(styled, styles={"still": Style("{prompt} on (red:1.2)", "grey"), "large": Style("large")})
     yield running
     running.stop()
 
@@ -74,6 +75,17 @@ def test_a_prompt_of_two_chunks_is_refused_where_the_network_reads_one(api: webu
 def test_a_negative_prompt_has_weights_too(api: webuiapi.WebUIApi, styled: Pipeline) -> None:
     expected = styled.generate(Request("a pear", **{**SAME, "negative_prompt": "(red:1.5) (b"})).pixels[0]
     np.testing.assert_array_equal(drawn(api, "a pear", negative_prompt="(red:1.5) (b"), expected)
+
+
+def test_styles_are_put_around_the_prompts(api: webuiapi.WebUIApi, styled: Pipeline) -> None:
+    result = api.txt2img(
+        prompt="a pear", seed=7, cfg_scale=7.0, width=16, height=16, styles=["still", "large"], negative_prompt="b"
+    )
+    request = Request("a pear on (red:1.2), large", **{**SAME, "negative_prompt": "b, grey"})
+    np.testing.assert_array_equal(np.asarray(result.image), styled.generate(request).pixels[0])
+    told = [result.info[name] for name in ("prompt", "negative_prompt", "styles")]
+    assert told == ["a pear on (red:1.2), large", "b, grey", ["still", "large"]]
+    assert [style["name"] for style in api.get_prompt_styles()] == ["still", "large"]
 
 
 @pytest.mark.parametrize(("source", "noise"), [("CPU", "torch-cpu"), ("GPU", "torch-cuda"), ("NV", "a1111")])
