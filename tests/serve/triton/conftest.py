@@ -84,7 +84,9 @@ def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [server / "bin" / "tritonserver", "--model-repository", repository, "--backend-directory",
+    # Its own copy: Python writes a __pycache__ beside the model.py that the server imports.
+    models = shutil.copytree(repository, place / "models")
+    command = [server / "bin" / "tritonserver", "--model-repository", models, "--backend-directory",
                server / "backends", "--model-control-mode", "explicit", "--load-model", "ldmrt_tiny", "--http-address",
                "127.0.0.1", "--http-port", url.partition(":")[2], "--allow-grpc", "false",
                "--allow-metrics", "false"]  # fmt: skip
