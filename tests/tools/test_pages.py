@@ -35,6 +35,7 @@ SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "
            "runs/ae/recipe.toml": "--steps 4 --batch 2",
            "export": "--no-verify",  # minutes, on networks of a few steps
            "evaluate": "--prompts 2 --steps 2"}  # fmt: skip
+FEWER = {"interpolate": "--frames 4", "bench": "--pictures 1 --steps 8"}  # of the shipped model's walk
 TRAINS = ("data", "train", "evaluate")
 
 
@@ -67,7 +68,7 @@ def write_style(path: Path) -> None:
 
 
 @pytest.mark.slow(minutes=3)  # CI's demo walks the same way
-def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch, shared_exports: None) -> None:
     write_style(place / "style.safetensors")
     commands = list({" ".join(words): words for words in COMMANDS if words not in LEARNING}.values())
     # exports come first, and what starts from another command's image last
@@ -78,7 +79,7 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
         if words[1] == "demo" or (words[1] == "build" and find_spec("tensorrt_rtx") is None):
             continue  # the demo is run by tools/demo.sh in CI
         refused = "bf16" in words and "bf16" not in precisions("CPU")
-        assert run(words, monkeypatch) == (2 if refused else 0), words
+        assert run([*words, *FEWER.get(words[1], "").split()], monkeypatch) == (2 if refused else 0), words
     assert Image.open(place / "out/apple-03.png").size == (64, 64)
     assert Image.open(place / "out/samplers.png").size == Image.open(ROOT / "docs/images/samplers.png").size
 
@@ -100,7 +101,7 @@ def test_walk_from_packages_to_scores(place: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow(minutes=5)
 def test_scores_of_the_shipped_model(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shared_exports: None
 ) -> None:
     """The scores that the model must have, on 50 prompts: it has .98 of identity and .99 of background on 300."""
     import json

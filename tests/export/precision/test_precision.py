@@ -74,7 +74,7 @@ def test_halves_of_a_family_on_onnx_runtime(family: str, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_shipped_model_in_halves_on_onnx_runtime(tmp_path: Path) -> None:
+def test_the_shipped_model_in_halves_on_onnx_runtime(tmp_path: Path, shared_exports: None) -> None:
     """The final picture within 40 dB of PyTorch's in float32: an RMS error of two and a half grey levels."""
     loaded, _, found = choose_precisions(reading(SHIPPED), {"": "fp16"})
     assert found == {}
