@@ -37,12 +37,12 @@ SHIPPED = Path(__file__).parents[3] / "model" / "pretrained" / "emoji64"
 ALL = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 TARGETS = ("sm75", "sm86", "sm89", "sm120", "portable")
 RTX = "tensorrt-rtx"
-ON_SHIPPED = pytest.param("shipped", marks=pytest.mark.slow)
-ON_TINY = pytest.param("tiny", marks=pytest.mark.slow)
-slow_on_shipped = pytest.mark.parametrize("demo", [ON_SHIPPED], indirect=True, scope="module")
+slow_on_shipped = pytest.mark.parametrize(
+    "demo", [pytest.param("shipped", marks=pytest.mark.slow)], indirect=True, scope="module"
+)
 
 
-@pytest.fixture(scope="module", params=["tiny", ON_SHIPPED])
+@pytest.fixture(scope="module", params=["tiny"])
 def demo(request: Any, checkpoint: Path, export_once: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle in float16. Do not write into it."""
     folder, source = tmp_path_factory.mktemp("demo") / "bundle", SHIPPED
@@ -103,7 +103,7 @@ def whole(folder: Path) -> list[EngineFile]:
     return [one for one in found if isinstance(one, EngineFile)]
 
 
-@slow_on_shipped  # a calibration: the other tests build the same engines
+@slow_on_shipped  # a calibration
 def test_predicted_and_measured(built: Path) -> None:
     opened, found = Bundle.open(built), whole(built)
     assert [one.recipe.component for one in found] == ALL
@@ -139,7 +139,7 @@ def test_after_a_changed_weight_one_is_built(copy: Path) -> None:
     assert [key.split("-")[0] for key in made(copy, ["sm89"])] == ["vae_encoder"]
 
 
-@pytest.mark.parametrize("demo", [ON_TINY], indirect=True, scope="module")
+@pytest.mark.slow
 def test_every_target(demo: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(demo, tmp_path / "bundle"))
     assert len(made(folder, TARGETS)) == len(ALL) * len(TARGETS)
