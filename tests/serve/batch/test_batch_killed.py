@@ -21,7 +21,7 @@ from ldmrt.runtime.pipeline.opening import open_pipeline
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 OPTIONS = ("--steps", "3", "--seed", "5", "--threads", "1")
 LINES = ['{"prompt": "a fox"}', '{"prompt": 5}', "", '{"prompt": "a pear", "count": 2}', "{", '{"prompt": "an owl"}']
-RANDOM_KILLS, MANY = 20, 600  # lines, more than are drawn until the last kill
+RANDOM_KILLS, MANY = 10, 300  # lines, more than are drawn until the last kill
 # Loads what the command needs, and runs it once for each line of its input, [folder, place, number], in a process of
 # its own. That one is killed before the given call of one of `CALLS` ("call"), or when it has written half of the
 # given line of the index or of the failed ones ("torn"). It answers with how each has ended.
@@ -166,7 +166,7 @@ def test_killed_again_and_again_in_one_folder(run_killed: Killed, tmp_path: Path
 
 
 @pytest.mark.slow(minutes=2)
-def test_twenty_random_kills_of_the_command(bundle: Path, tmp_path: Path) -> None:
+def test_ten_random_kills_of_the_command(bundle: Path, tmp_path: Path) -> None:
     """`kill -9` at random moments: no line twice, none lost, and every image that of the pipeline alone."""
     prompts, out, rng = tmp_path / "prompts.txt", tmp_path / "out", random.Random(0)
     texts = [f"a penguin, number {number}" for number in range(MANY)]
