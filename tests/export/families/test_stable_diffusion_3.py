@@ -207,6 +207,7 @@ def test_image_to_image(name: str, strength: float, places: dict[str, Path], mon
     close(ours.latents, latents.images.numpy())
 
 
+@pytest.mark.slow  # an export that only slow tests share
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (20, 36)])
 def test_bundle_draws_what_diffusers_draws(height: int, width: int, sd3_bundle: Path, places: dict[str, Path]) -> None:
     """The second size has an odd number of patches along both sides."""
@@ -216,6 +217,7 @@ def test_bundle_draws_what_diffusers_draws(height: int, width: int, sd3_bundle: 
     pipeline.close()
 
 
+@pytest.mark.slow
 def test_bundle_holds_what_others_read(sd3_bundle: Path) -> None:
     """The folders, and the names of inputs and outputs, are those that optimum gives a transformer."""
     pipeline = open_pipeline(sd3_bundle)
