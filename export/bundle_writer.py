@@ -12,10 +12,10 @@ import ldmrt
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, write_json
 from ldmrt.runtime.backends.kept_networks import FOLDER as OPTIMIZED
 from ldmrt.runtime.backends.openvino.ranges import stored_in
-from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.bundle import Bundle, read_manifest
 from ldmrt.runtime.bundle.contents import is_inside, is_name
 from ldmrt.runtime.bundle.graphs import UNET_HALVES
-from ldmrt.runtime.bundle.manifest import MANIFEST, REFERENCE, SCHEMA
+from ldmrt.runtime.bundle.manifest import MANIFEST, REFERENCE, SCHEMA, UPSCALE_MODEL
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock
 from ldmrt.runtime.files.reading import JsonObject, sha256
@@ -84,7 +84,7 @@ def export_bundle(
         if only and "unet" not in only:
             raise LdmrtError("export", "a deep cache is made of the U-Net", expected="unet among --components")
         check_cut(parts["unet"])
-    with _replacing(path) as (old, work):
+    with replacing(path) as (old, work):
         rows: JsonObject = {}
         kept = []  # components that stay as they are
         for name, component in parts.items():
@@ -93,7 +93,7 @@ def export_bundle(
                     rows[name] = old["components"][name]
                     kept.append(name)
                 continue
-            rows[name] = _row(component, (islands or {}).get(name, {}))
+            rows[name] = row_of(component, (islands or {}).get(name, {}))
             reused = old.get("made_by") == made_by() and _alike(old["components"].get(name, {}), rows[name])
             divide = deep_cache and name == "unet"
             if not reused:
@@ -129,7 +129,7 @@ def export_bundle(
         manifest |= {name: old[name] for name in ("then", "schema") if "then" in old}  # the later stages stay
         _keep_certificate(old, path, manifest, work)
         write_json(work / MANIFEST, manifest)
-        _carry_over(path, work, {MANIFEST, *old.get("files", {})})
+        carry_over(path, work, {MANIFEST, *old.get("files", {})})
 
 
 def made_by() -> dict[str, str]:
@@ -139,7 +139,7 @@ def made_by() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[tuple[JsonObject, Path]]:
+def replacing(path: Path) -> Iterator[tuple[JsonObject, Path]]:
     """Yield the manifest of the bundle at `path`, and a folder that replaces the bundle when the block ends well.
 
     The bundle is locked meanwhile, and a change by a program that ignores the lock is an `LdmrtError`.
@@ -164,8 +164,10 @@ def _old_manifest(path: Path) -> JsonObject:
     if not path.is_dir() or (any(path.iterdir()) and not (path / MANIFEST).is_file()):
         raise LdmrtError("export", f"{path} is there and is no bundle", expected="a new folder or an old bundle")
     try:
-        opened = Bundle.open(path)
-        return {"components": {}, **opened.manifest}
+        manifest = read_manifest(path)
+        if UPSCALE_MODEL not in manifest:
+            Bundle.open(path, check=False)
+        return {"components": {}, **manifest}
     except LdmrtError:
         return {}  # damaged: exported again
 
@@ -176,7 +178,7 @@ def _stamp(path: Path) -> bytes:
     return manifest.read_bytes() if manifest.is_file() else b""
 
 
-def _row(component: Component, islands: Mapping[str, str]) -> JsonObject:
+def row_of(component: Component, islands: Mapping[str, str]) -> JsonObject:
     """Describe a component as the manifest does."""
     beside = {name: ends_of(*specs) for name, specs in component.graphs.items()}
     return {
@@ -198,12 +200,7 @@ def _alike(old: JsonObject, new: JsonObject) -> bool:
 def _manifest(
     checkpoint: Checkpoint, rows: JsonObject, folder: Path, known: JsonObject
 ) -> JsonObject:  # fmt: skip
-    """Describe the bundle in a folder, and its files: `known` ones as the old manifest has them."""
-    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    if odd := [name for name in files if not is_inside(name)]:
-        raise LdmrtError(
-            "export", f"unsupported file name {odd[0]!r:.200}", expected="no control characters, no \\ or :"
-        )
+    """Describe the bundle in a folder, and its files, see `files_in`."""
     return {
         "schema": SCHEMA,
         "made_by": made_by(),
@@ -211,10 +208,19 @@ def _manifest(
         "scaling_factor": checkpoint.stage.space.scaling_factor,
         "stages": [checkpoint.stage.to_json()],
         "components": rows,
-        "files": {
-            name: known.get(name) or {"size": file.stat().st_size, "sha256": sha256(file)}
-            for name, file in files.items()
-        },
+        "files": files_in(folder, known),
+    }
+
+
+def files_in(folder: Path, known: JsonObject) -> JsonObject:
+    """Describe the files in a folder as the manifest does: `known` ones as the old manifest has them."""
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    if odd := [name for name in files if not is_inside(name)]:
+        raise LdmrtError(
+            "export", f"unsupported file name {odd[0]!r:.200}", expected="no control characters, no \\ or :"
+        )
+    return {
+        name: known.get(name) or {"size": file.stat().st_size, "sha256": sha256(file)} for name, file in files.items()
     }
 
 
@@ -230,7 +236,7 @@ def _keep_certificate(old: JsonObject, path: Path, manifest: JsonObject, work: P
         manifest |= {"certificate": kept, "files": old["files"]}
 
 
-def _carry_over(old: Path, new: Path, made: set[str]) -> None:
+def carry_over(old: Path, new: Path, made: set[str]) -> None:
     """Keep the files that a user or a build of engines put into the old bundle, without ONNX Runtime's own forms."""
     remove_abandoned(old)
     for file in old.rglob("*") if old.is_dir() else ():

@@ -64,6 +64,7 @@ PACKAGES = {
     "av": Package("PyAV", "av", ("video",)),
     "diffusers": Package("diffusers", "diffusers", ("families",)),
     "jinja2": Package("Jinja", "jinja2", ("families",)),
+    "spandrel": Package("spandrel", "spandrel", ("upscale",)),
 }
 
 
@@ -74,7 +75,7 @@ def unavailable(error: ImportError | OSError, where: str) -> LdmrtError:
     and the error quotes its message.
     """
     wanted = _package_of(error.name) if isinstance(error, ImportError) else ""
-    there = _installed(wanted)
+    there = is_installed(wanted)
     if wanted in PACKAGES and not there:
         return _missing(wanted, where)
     at_fault = wanted if there else _package_of(_asked(error.__traceback__)) or wanted
@@ -87,7 +88,7 @@ def unavailable(error: ImportError | OSError, where: str) -> LdmrtError:
 def check_installed(where: str, *names: str) -> None:
     """Raise an `LdmrtError` where one of these packages is missing, before work is done that would be lost."""
     for name in names:
-        if not _installed(name):
+        if not is_installed(name):
             raise _missing(name, where)
 
 
@@ -112,7 +113,8 @@ def _top(name: str | None) -> str:
     return (name or "").partition(".")[0]
 
 
-def _installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Tell whether a package is there, by the name that Python imports, without importing it."""
     try:
         return bool(name) and importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # of what is around it

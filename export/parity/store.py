@@ -7,12 +7,14 @@ from ldmrt.runtime.backends.openvino.ranges import FILE, stored_in, with_ranges
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Certificate
 from ldmrt.runtime.bundle.manifest import MANIFEST, REFERENCE
-from ldmrt.runtime.bundle.recording import Recording
+from ldmrt.runtime.bundle.recording import Recording, UpscaleRecording
 from ldmrt.runtime.files.lock import bundle_lock
 from ldmrt.runtime.files.writing import remove, write_atomically
 
 
-def store(bundle: Bundle, made: Certificate, reference: Recording, ranges: bytes | None = None) -> None:
+def store(
+    bundle: Bundle, made: Certificate, reference: Recording | UpscaleRecording, ranges: bytes | None = None
+) -> None:
     """Keep a certificate in the manifest, and beside it the recording that `ldmrt verify` replays without PyTorch.
 
     The recording's file is named by its content, so that the old manifest stays true until the new one is written. So

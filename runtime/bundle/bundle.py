@@ -18,7 +18,7 @@ from .certificate import Certificate, Islands, backend_row
 from .contents import Contents, bundle_errors, is_name
 from .coverage import NETWORKS_ALONE, changes, is_partial
 from .graphs import DENOISERS, NOT_RUN, ORDER, cuda_file, denoiser_of
-from .manifest import MANIFEST, check_files, check_manifest, check_named
+from .manifest import MANIFEST, UPSCALE_MODEL, check_files, check_manifest, check_named
 from .recording import Recording
 from .stage_of_configs import FLUX, stage_of_configs
 from .stages import CONTEXT, Stage
@@ -51,17 +51,10 @@ class Bundle:
 
     @classmethod
     def _open(cls, path: Path, *, check: bool, stamped: bool) -> "Bundle":
-        expect_bundle(path)
-        if not path.is_dir():
-            recover(path)
-        if not path.is_dir():
-            raise BundleError("bundle", f"no directory {path}", hint=f"ldmrt export CHECKPOINT {path}")
-        manifest: JsonObject = {}
-        if os.path.lexists(path / MANIFEST):
-            manifest = read_json("bundle", path / MANIFEST)
-            check_manifest(manifest)
-            if check:
-                check_files(path, manifest["files"], HashCache(path) if stamped else None)
+        manifest = read_manifest(path, check=check, stamped=stamped)
+        if UPSCALE_MODEL in manifest:
+            hint = f"ldmrt upscale {path} IMAGE, or ldmrt generate BUNDLE PROMPT --hires 2 --hires-upscaler {path}"
+            raise BundleError("bundle", f"{path} is an upscale model, which draws nothing by itself", hint=hint)
         contents = Contents(path, manifest["files"] if manifest else None)
         bundle = cls(path, manifest, contents.json("scheduler/scheduler_config.json"), _stages(contents, manifest))
         if manifest:
@@ -131,11 +124,20 @@ class Bundle:
         Raises:
             BundleError: The bundle has no certificate, or a damaged recording.
         """
+        return Recording.load(self.reference_file, self.stage)
+
+    @property
+    def reference_file(self) -> Path:
+        """Return the file of the recording.
+
+        Raises:
+            BundleError: The bundle has no certificate, or the file is missing.
+        """
         stored = self.manifest.get("certificate")
         if stored is None:
             problem, hint = "the bundle has no certificate", f"ldmrt verify {self.path} --against CHECKPOINT --store"
             raise BundleError("certificate", problem, hint=hint)
-        return Recording.load(self.contents.file(stored["reference"], "certificate"), self.stage)
+        return self.contents.file(stored["reference"], "certificate")
 
     def islands(self, backend: str, compute: str) -> Islands:
         """Return the modules that the certificate keeps in float32 where a backend computes in a narrower precision.
@@ -255,6 +257,22 @@ class Bundle:
             for key in ("inputs", "outputs")
         )
         return inputs, outputs
+
+
+def read_manifest(path: Path, *, check: bool = True, stamped: bool = False) -> JsonObject:
+    """Read the manifest of a bundle, empty where it has none, and compare the files with it; see `Bundle.open`."""
+    expect_bundle(path)
+    if not path.is_dir():
+        recover(path)
+    if not path.is_dir():
+        raise BundleError("bundle", f"no directory {path}", hint=f"ldmrt export CHECKPOINT {path}")
+    manifest: JsonObject = {}
+    if os.path.lexists(path / MANIFEST):
+        manifest = read_json("bundle", path / MANIFEST)
+        check_manifest(manifest)
+        if check:
+            check_files(path, manifest["files"], HashCache(path) if stamped else None)
+    return manifest
 
 
 def _stages(contents: Contents, manifest: JsonObject) -> tuple[Stage, ...]:

@@ -25,8 +25,19 @@ PREDICTIONS = {"unet": "out_sample", "transformer": "out_hidden_states"}  # and 
 UNET, TRANSFORMER = DENOISERS = tuple(STATES)
 IMAGE_ENCODER, IMAGE_PROJECTION = "image_encoder", "image_projection"  # of an IP-Adapter
 SAFETY_CHECKER = "safety_checker"
+UPSCALER = "upscaler"  # of an upscale model, whose bundle has no other
 # The order of components, by how their names begin.
-ORDER = ("text_encoder", IMAGE_ENCODER, IMAGE_PROJECTION, *DENOISERS, "vae", "controlnet", "adapter", SAFETY_CHECKER)
+ORDER = (
+    "text_encoder",
+    IMAGE_ENCODER,
+    IMAGE_PROJECTION,
+    *DENOISERS,
+    "vae",
+    "controlnet",
+    "adapter",
+    SAFETY_CHECKER,
+    UPSCALER,
+)
 DECODER = "vae_decoder"
 DECODER_FP32 = "vae_decoder_fp32"  # beside a decoder of half precision
 DECODER_PREVIEW = "vae_decoder_preview"  # a tiny one, for what rows predict

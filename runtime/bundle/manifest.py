@@ -14,6 +14,7 @@ from .stages import BASE
 MANIFEST = "ldmrt.json"
 SCHEMA, CASCADE = 2, 3  # of a model, and of one that others come after
 READ = (1, SCHEMA, CASCADE)  # schemas that can be read; the first has no stages
+UPSCALE_MODEL = "upscale_model"  # the key of what an upscale model is, whose bundle has no stages
 KEPT = ("engines", "optimized")  # folders that a bundle's manifest does not list
 MOST_STAGES = 8  # of a cascade, after the first
 MOST = 10_000  # files in a manifest; Stable Diffusion XL has 40

@@ -14,7 +14,7 @@ from ldmrt.runtime.files.reading import JsonObject, parse_json, plain_file
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.tensors import Array, Arrays
 
-from .graphs import DECODER_PREVIEW, ENCODER, IMAGE_ENCODER, IMAGE_PROJECTION, SAFETY_CHECKER
+from .graphs import DECODER_PREVIEW, ENCODER, IMAGE_ENCODER, IMAGE_PROJECTION, SAFETY_CHECKER, UPSCALER
 from .stages import PIXELS, Stage
 
 CONTROL = "controls."
@@ -82,6 +82,11 @@ class Recording:
     scaling_factor: float
 
     @property
+    def options(self) -> JsonObject:
+        """Return the fields of the recorded request."""
+        return self.trajectory.options
+
+    @property
     def small(self) -> "Recording":
         """Return the recording that a bundle stores, about a megabyte at 256 pixels.
 
@@ -143,6 +148,59 @@ class Recording:
             problem = f"the stored reference {path} has no {missing}: it proves nothing"
             raise BundleError("certificate", problem, hint=STORE)
         return recording
+
+
+@dataclass(frozen=True)
+class UpscaleRecording:
+    """Calls of the one network of an upscale model."""
+
+    cases: tuple[Case, ...]
+
+    @property
+    def options(self) -> JsonObject:
+        """Return no fields: there is no request."""
+        return {}
+
+    @property
+    def small(self) -> "UpscaleRecording":
+        """Return the recording that a bundle stores, which is the whole."""
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Return the recording as a NumPy archive."""
+        sides = {f"{i}.{side}": array for i, case in enumerate(self.cases) for side, array in _sides(case)}
+        file = io.BytesIO()
+        np.savez_compressed(file, names=np.array([case.name for case in self.cases]), **sides)
+        return file.getvalue()
+
+    @classmethod
+    def load(cls, path: Path) -> "UpscaleRecording":
+        """Read what `to_bytes` returned.
+
+        Raises:
+            BundleError: The file is no such recording, or is damaged.
+        """
+        try:
+            arrays = read_archive(plain_file("certificate", path))
+            cases = tuple(
+                Case(UPSCALER, str(name), *({side: arrays[f"{i}.{side}"]} for side in ("image", "enlarged")))
+                for i, name in enumerate(arrays["names"].reshape(-1))
+            )
+            for case in cases:
+                _check_case(case)
+                for side, array in _sides(case):
+                    _expect(side, array, np.float32, (*array.shape[:1], 3, *array.shape[2:4]))
+            if not cases:
+                raise ValueError("it has no cases")
+        except (OSError, ValueError, KeyError, TypeError, LdmrtError) as error:
+            problem = f"cannot read the stored reference {path}"
+            raise BundleError("certificate", problem, found=first_line(error), hint=STORE) from None
+        return cls(cases)
+
+
+def _sides(case: Case) -> tuple[tuple[str, Array], ...]:
+    """Return what an upscale model was given, and what it returned."""
+    return ("image", case.inputs["image"]), ("enlarged", case.outputs["enlarged"])
 
 
 def check_recording(reference: Recording, enlarges: int = 1) -> None:

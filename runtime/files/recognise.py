@@ -17,6 +17,7 @@ from ldmrt.runtime.errors import LdmrtError
 from .reading import read_json
 
 BUNDLE, CHECKPOINT, LORA, EMBEDDING = "bundle", "checkpoint", "LoRA", "textual inversion"
+UPSCALE = "upscale model"
 CONTROLNET, ADAPTER, AUTOENCODER, TRANSFORMER = "ControlNet", "T2I-Adapter", "autoencoder", "transformer"
 NO_CHECKPOINTS = (
     BUNDLE,
@@ -25,6 +26,7 @@ NO_CHECKPOINTS = (
     CONTROLNET,
     ADAPTER,
     AUTOENCODER,
+    UPSCALE,
 )  # a transformer's file may be one
 GGUF = b"GGUF"  # how files of llama.cpp's format begin
 MANIFEST, GRAPHS = "ldmrt.json", "*/model.onnx"  # a bundle has both, one of optimum the latter
@@ -48,6 +50,7 @@ _TENSORS = (
     ),
     (EMBEDDING, rb"string_to_param|emb_params|\"clip_[lg]\""),
     (AUTOENCODER, rb"decoder\.conv_in\.|first_stage_model\."),
+    (UPSCALE, rb"(?i)\brdb1\.conv1\b|\bparams_ema\b|\bconv_first\.weight|\bbody\.0\.weight|\bRRDB_trunk\."),
 )
 _CLASSES = {"ControlNetModel": CONTROLNET, "T2IAdapter": ADAPTER}
 _CLASSES |= dict.fromkeys(("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"), AUTOENCODER)
@@ -63,6 +66,7 @@ _NEXT = {
     CONTROLNET: "ldmrt export CHECKPOINT BUNDLE --controlnet NAME={path}",
     ADAPTER: "ldmrt export CHECKPOINT BUNDLE --adapter NAME={path}",
     AUTOENCODER: "ldmrt export CHECKPOINT BUNDLE --vae {path}",
+    UPSCALE: "ldmrt export {path} {out}",
     TRANSFORMER: "ldmrt export CHECKPOINT BUNDLE --transformer {path}",
 }
 

@@ -4,6 +4,7 @@ Each method is a few samples of every row and column, weighted.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,3 +110,20 @@ UPSCALERS: Mapping[str, str | None] = {
     "latent-bicubic-antialiased": "bicubic",
     "pixel": None,
 }
+
+
+@runtime_checkable
+class Upscaler(Protocol):
+    """A network that enlarges pixels."""
+
+    @property
+    def name(self) -> str:
+        """Its name, as AUTOMATIC1111 writes it."""
+
+    def upscale(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Enlarge an image (H, W, 3)."""
+
+
+def method_of(upscaler: "str | Upscaler") -> str | None:
+    """Return how an upscaler enlarges latents, one of `METHODS`; None where it enlarges pixels."""
+    return UPSCALERS[upscaler] if isinstance(upscaler, str) else None

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Certificate, Islands
 from ldmrt.runtime.bundle.coverage import covered_files, manifest_digest
-from ldmrt.runtime.bundle.recording import Recording
+from ldmrt.runtime.bundle.recording import Recording, UpscaleRecording
 from ldmrt.runtime.host import processor, versions
 
 from .compare import Comparison
@@ -17,7 +17,7 @@ from .tolerances import tolerances
 def certify(
     measured: Sequence[Comparison],
     bundle: Bundle,
-    reference: Recording,
+    reference: Recording | UpscaleRecording,
     origin: Sequence[str] = (),
     computes: Sequence[str] = ("fp32",),
     islands: Mapping[str, Islands] = MappingProxyType({}),
@@ -31,7 +31,7 @@ def certify(
     """
     rows = bundle.manifest.get("components", {})
     about = {
-        "request": reference.trajectory.options,
+        "request": reference.options,
         **({"low_memory": True} if low_memory else {}),
         "tolerances": {one: {name: asdict(t) for name, t in tolerances(bundle, one).items()} for one in computes},
         "bundle": covered_files(bundle.manifest),

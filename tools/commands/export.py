@@ -44,7 +44,7 @@ def export(
     """Turn CHECKPOINT into BUNDLE, a folder of ONNX files with a manifest.
 
     CHECKPOINT is a folder in diffusers' layout, a single .safetensors or .ckpt file, or a model of the Hugging Face
-    hub, OWNER/NAME.
+    hub, OWNER/NAME; or the file of an upscale model such as ESRGAN's, .pth or .safetensors, for `ldmrt upscale`.
 
     Components that have not changed since the last export to BUNDLE are reused. BUNDLE changes only after the last
     component. Then it is verified, as by `ldmrt verify BUNDLE --against CHECKPOINT --store`; exit code 1 if a
@@ -52,6 +52,11 @@ def export(
 
     Example: ldmrt export model/pretrained/emoji64 out/emoji64
     """
+    from ldmrt.tools.console.verification.upscale_model import export_file, is_upscale_file
+
+    if source.checkpoint is not None and is_upscale_file(Path(source.checkpoint)):
+        export_file(Path(source.checkpoint), bundle, precision, verify=verify)
+        return
     from ldmrt.export.bundle_writer import export_bundle
     from ldmrt.export.cascade import add_stage, check_stage
     from ldmrt.export.components.table import components

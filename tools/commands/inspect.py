@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from functools import partial
 from operator import eq
 from pathlib import Path
@@ -33,12 +34,26 @@ def inspect(bundle: Path, as_json: bool) -> None:
     "certificate": "holds", "issues", "uncovered", "backends", "figures", "left_out", "psnr", the lowest in dB, and
     "narrow": for each backend that computes in a precision below the bundle's whether it is "within" its tolerances,
     its "psnr", the lowest "ssim", the "time" of a row and of decoding relative to float32, and its "islands", the
-    modules that stay in float32, by component. Unknown values, and an infinite PSNR, are null.
+    modules that stay in float32, by component. Of an upscale model "upscale_model" is what it is, and only "components",
+    "made_by", "files" and "certificate" are there. Unknown values, and an infinite PSNR, are null.
 
     Example: ldmrt inspect out/emoji64
     """
     from ldmrt.runtime.bundle.bundle import Bundle
+    from ldmrt.runtime.bundle.upscale_model import is_upscale_model, open_upscale_bundle
+    from ldmrt.runtime.errors import printable
 
+    if is_upscale_model(bundle):
+        opened, model = open_upscale_bundle(bundle)
+        facts = {"bundle": str(bundle), "upscale_model": asdict(model)}
+        facts |= {"components": [_component(opened, name) for name in opened.components], **_made(opened)}
+        if as_json:
+            click.echo(json.dumps(facts, indent=2))
+            return
+        show_components(opened, facts)
+        click.echo(printable(f"{model.name}: {model.architecture}, {model.scale} times larger"))
+        show_files(facts)
+        return
     opened = Bundle.open(bundle)
     facts = described(opened)
     if as_json:
@@ -52,8 +67,7 @@ def described(bundle: "Bundle") -> "JsonObject":
     from ldmrt.runtime.samplers.config import prediction_type
     from ldmrt.tools.console.words import own_words
 
-    stage, certificate = bundle.stage, bundle.certificate
-    narrow = certificate.islands if certificate else {}
+    stage = bundle.stage
     return {
         "bundle": str(bundle.path),
         "components": [_component(bundle, name) for name in bundle.components],
@@ -68,6 +82,15 @@ def described(bundle: "Bundle") -> "JsonObject":
         "loras": bundle.manifest.get("loras", []),
         "embeddings": bundle.manifest.get("embeddings", []),
         "words": own_words(bundle.tokenizers, bundle.manifest.get("embeddings", [])),
+        **_made(bundle),
+    }
+
+
+def _made(bundle: "Bundle") -> "JsonObject":
+    """Describe what made a bundle, its files and its certificate."""
+    certificate = bundle.certificate
+    narrow = certificate.islands if certificate else {}
+    return {
         "made_by": bundle.manifest.get("made_by"),
         "files": len(bundle.manifest.get("files", {})),
         "certificate": {
@@ -121,16 +144,9 @@ def show(bundle: "Bundle", facts: "JsonObject") -> None:
     from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW
     from ldmrt.runtime.bundle.stages import PIXELS
     from ldmrt.runtime.errors import printable
-    from ldmrt.tools.console import tables
     from ldmrt.tools.console.words import listed, words_of
 
-    rows = []
-    for component in facts["components"]:
-        sides = bundle.specs(component["name"]) if bundle.manifest else ((), ())
-        inputs, outputs = ("\n".join(map(str, side)) for side in sides)
-        size = f"{component['bytes'] / 1e6:.1f} MB"
-        rows.append((component["name"], component["precision"] or "", size, inputs, outputs))
-    tables.show(("component", "precision", "size", "inputs", "outputs"), rows, lines=True)
+    show_components(bundle, facts)
     height, width = bundle.stage.own
     channels, factor = facts["latent_channels"], facts["latent_factor"]
     latents = f"latents of {channels} channels at 1/{factor}"
@@ -153,9 +169,7 @@ def show(bundle: "Bundle", facts: "JsonObject") -> None:
     if facts["words"]:
         click.echo(printable(f"words of the checkpoint: {listed(facts['words'])}"))
     if bundle.manifest:
-        click.echo("made by " + ", ".join(f"{name} {version}" for name, version in facts["made_by"].items()))
-        click.echo(f"{facts['files']} files match the manifest")
-        click.echo(f"certificate: {certified(facts['certificate'])}")
+        show_files(facts)
         for name, narrow in facts["certificate"]["narrow"].items():
             paths = [f"{one}.{path}".rstrip(".") for one, modules in narrow["islands"].items() for path in modules]
             similar = "" if narrow["ssim"] is None else f", SSIM {narrow['ssim']:.3f}"
@@ -164,6 +178,26 @@ def show(bundle: "Bundle", facts: "JsonObject") -> None:
                        f"{times}, in float32 there: {', '.join(paths) or 'nothing'}")  # fmt: skip
     else:
         click.echo("no manifest: nothing could be checked, and nothing is proven")
+
+
+def show_components(bundle: "Bundle", facts: "JsonObject") -> None:
+    """Print the table of components."""
+    from ldmrt.tools.console import tables
+
+    rows = []
+    for component in facts["components"]:
+        sides = bundle.specs(component["name"]) if bundle.manifest else ((), ())
+        inputs, outputs = ("\n".join(map(str, side)) for side in sides)
+        size = f"{component['bytes'] / 1e6:.1f} MB"
+        rows.append((component["name"], component["precision"] or "", size, inputs, outputs))
+    tables.show(("component", "precision", "size", "inputs", "outputs"), rows, lines=True)
+
+
+def show_files(facts: "JsonObject") -> None:
+    """Print what made a bundle, how many files match its manifest, and what its certificate says."""
+    click.echo("made by " + ", ".join(f"{name} {version}" for name, version in facts["made_by"].items()))
+    click.echo(f"{facts['files']} files match the manifest")
+    click.echo(f"certificate: {certified(facts['certificate'])}")
 
 
 def certified(facts: "JsonObject") -> str:

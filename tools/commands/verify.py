@@ -87,6 +87,19 @@ def verify(
 
     Example: ldmrt verify out/emoji64 --against model/pretrained/emoji64
     """
+    from ldmrt.runtime.bundle.upscale_model import is_upscale_model
+
+    if is_upscale_model(bundle):
+        from ldmrt.tools.console.verification.upscale_model import accept_only, verify_bundle
+
+        accept_only(("checkpoint", "backends", "store", "as_json", "junit"))
+        file = None if source.checkpoint is None else Path(source.checkpoint)
+        if file is None:
+            refuse_what_needs_a_checkpoint(click.get_current_context())
+        certificate, measured = verify_bundle(bundle, file, backends, store=store)
+        write(certificate, measured, None, as_json, junit, None)
+        conclude(certificate)
+        return
     from ldmrt.runtime.backends.auto import unused_engines
     from ldmrt.runtime.backends.openvino.ranges import read_ranges, to_bytes, with_ranges
     from ldmrt.runtime.backends.registry import available_backends, unavailable_precision
@@ -202,7 +215,7 @@ def modules(
 def write(
     certificate: "Certificate",
     measured: "list[Comparison]",
-    reference: "Recording",
+    reference: "Recording | None",
     as_json: Path | None,
     junit: Path | None,
     html: Path | None,
@@ -218,7 +231,7 @@ def write(
 
         with write_atomically(junit) as file:
             file.write(to_junit(certificate, measured))
-    if html is not None:
+    if html is not None and reference is not None:
         from ldmrt.tools.reports.certificate_html import Pair, write_report
 
         pairs = []

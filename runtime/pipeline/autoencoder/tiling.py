@@ -26,7 +26,7 @@ def tiled(network: Engine, x: Floats, cells: int, names: Names, factors: Factors
     difference.
     """
     (taken, made), out = names, list[Floats]()
-    for tile, place, share in _tiles(x, cells, factors):
+    for tile, place, share in tiles(x, cells, factors):
         _add(out, network(**{taken: tile})[made], place, share, x, factors)
     return out[0]
 
@@ -43,7 +43,7 @@ def tiled_as_whole(network: Engine, x: Floats, cells: int, names: Names, factors
     mean, variance, own = np.zeros(kinds), np.ones(kinds), np.ones(1)
     for left in reversed(range(passes)):
         first, second = np.zeros(kinds), np.zeros(kinds)
-        cut = zip(_tiles(x, cells, factors, even=True), grid(high, wide, cells, 1, even=True), strict=True)
+        cut = zip(tiles(x, cells, factors, even=True), grid(high, wide, cells, 1, even=True), strict=True)
         for (tile, place, share), (_, part) in cut:
             found = network(**{taken: tile}, share=part, mean=mean, variance=variance, own=own)
             first += found["moment_1"] * (part.sum() / (high * wide))
@@ -54,10 +54,12 @@ def tiled_as_whole(network: Engine, x: Floats, cells: int, names: Names, factors
     return out[0]
 
 
-def _tiles(x: Floats, cells: int, factors: Factors, *, even: bool = False) -> Iterator[tuple[Floats, Place, Floats]]:
+def tiles(
+    x: Floats, cells: int, factors: Factors, *, even: bool = False, shared: int | None = None
+) -> Iterator[tuple[Floats, Place, Floats]]:
     """Yield each tile of x, its place in the output, and the weight of each pixel there."""
     high, wide = (side // factors[0] for side in x.shape[2:])
-    before, after = (grid(high, wide, cells, factor, even=even) for factor in factors)
+    before, after = (grid(high, wide, cells, factor, even=even, shared=shared) for factor in factors)
     for (taken, _), (place, share) in zip(before, after, strict=True):
         yield np.ascontiguousarray(x[taken]), place, share
 
@@ -70,26 +72,31 @@ def _add(out: list[Floats], tile: Floats, place: Place, share: Floats, x: Floats
     out[0][place] += tile.astype(np.float32, copy=False) * share
 
 
-def grid(high: int, wide: int, cells: int, factor: int, *, even: bool = False) -> Iterator[tuple[Place, Floats]]:
+def grid(
+    high: int, wide: int, cells: int, factor: int, *, even: bool = False, shared: int | None = None
+) -> Iterator[tuple[Place, Floats]]:
     """Yield tiles of `cells` latents a side: the place in an array (..., high * factor, wide * factor), and weights.
 
     The weights of a tile's pixels are (cells * factor, cells * factor), or fewer where tiles are `even`, see `fades`.
     """
-    for top, down in fades(high, cells, factor, even=even):
-        for left, across in fades(wide, cells, factor, even=even):
+    for top, down in fades(high, cells, factor, even=even, shared=shared):
+        for left, across in fades(wide, cells, factor, even=even, shared=shared):
             rows, columns = (slice(at * factor, at * factor + len(one)) for at, one in ((top, down), (left, across)))
             yield (..., rows, columns), down[:, None] * across
 
 
-def fades(length: int, cells: int, factor: int, *, even: bool = False) -> list[tuple[int, Floats]]:
+def fades(
+    length: int, cells: int, factor: int, *, even: bool = False, shared: int | None = None
+) -> list[tuple[int, Floats]]:
     """Return where tiles begin along a side of `length` latents, evenly spread, and the weight of each of their pixels.
 
     Weights rise from one end over the middle half of the overlap and fall to the other, as pixels at an edge miss most
     of the image beyond. Over all tiles each pixel's weights add up to one. `even` tiles have no more latents than their
-    overlaps need, 54 of 64 where three tiles cover 128: networks that take any size have less to compute.
+    overlaps need, 54 of 64 where three tiles cover 128: networks that take any size have less to compute. `shared` is the
+    overlap in latents, at most half of `cells`.
     """
     cells = min(cells, length)
-    shared = max(cells // OVERLAP, min(cells // 2, REACH))
+    shared = max(cells // OVERLAP, min(cells // 2, REACH)) if shared is None else min(shared, cells // 2)
     many = -(-(length - shared) // (cells - shared))
     if even:
         cells = -(-(length + (many - 1) * shared) // many)

@@ -1,6 +1,7 @@
 """Run `ldmrt upscale`: enlarge an image with a bundle of an upscaler."""
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ldmrt.tools.options.types import IMAGE, Text
 
 if TYPE_CHECKING:
     from ldmrt.runtime.files.reading import JsonObject
+    from ldmrt.runtime.pipeline.autoencoder.upscale_model import UpscaleModel
 
 
 @click.command()
@@ -27,7 +29,11 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, help="Seed of the image.")
 @click.option("--noise", default="ldmrt", show_default=True, help="Whose random numbers, as of `ldmrt generate`.")
 @click.option("--scheduler", help="Name of a sampler, see `ldmrt samplers`; the bundle's own by default.")
-@click.option("--tile", type=int, help="Decode in overlapping tiles of so many pixels: less memory.")
+@click.option("--tile", type=int, help="Run in overlapping tiles of so many pixels: less memory.")
+@click.option(
+    "--overlap", default=32, show_default=True, help="Upscale model: pixels of the image that neighbouring tiles share."
+)
+@click.option("--batch", default=1, show_default=True, help="Upscale model: tiles that the network takes at once.")
 @click.option("--low-memory", is_flag=True, help="Keep one stage in memory at a time; tiles above 768 pixels.")
 @click.option("--backend", default="auto", show_default=True, help="As of `ldmrt generate`.")
 @COMPUTE
@@ -40,6 +46,8 @@ def upscale(
     bundle: Path,
     image: Path,
     tile: int | None,
+    overlap: int,
+    batch: int,
     low_memory: bool,
     backend: str,
     compute: str,
@@ -50,18 +58,32 @@ def upscale(
 ) -> None:
     """Enlarge IMAGE with BUNDLE, which was exported from an upscaler: OUT is so many times larger as it was trained to.
 
-    Of a cascade it runs the last stage.
+    BUNDLE is a diffusion upscaler, or a cascade, of which the last stage runs; or an upscale model such as ESRGAN's,
+    which takes no prompt and runs in tiles of 256 pixels: transparency is resized beside it, grey stays grey.
 
     Example: ldmrt upscale out/x4-upscaler small.png --prompt "a white cat" -o out/large.png
     """
+    from ldmrt.runtime.bundle.hub import local_bundle
+    from ldmrt.runtime.bundle.upscale_model import is_upscale_model
     from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.runtime.pipeline.autoencoder.upscale_model import TILE, UpscaleModel
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.samplers.registry import everyday_name
-    from ldmrt.tools.console.drawing.image_paths import free_path
+    from ldmrt.tools.console.drawing.image_paths import check_name, free_path
     from ldmrt.tools.console.drawing.images import parameters, save_image
     from ldmrt.tools.console.drawing.making import Making
     from ldmrt.tools.console.drawing.rows import in_rows
+    from ldmrt.tools.console.verification.upscale_model import accept_only
 
+    if is_upscale_model(local_bundle(bundle)):
+        accept_only(("tile", "overlap", "batch", "backend", "compute", "threads", "out", "overwrite"))
+        check_name(out)
+        how: dict[str, Any] = {"tile": tile or TILE, "overlap": overlap, "batch": batch, "compute": compute}
+        with UpscaleModel.open(bundle, backend, threads=threads, **how) as model:
+            out = click.get_current_context().with_resource(free_path(out, 1, steps=False, overwrite=overwrite))
+            enlarge(model, image, out, {"bundle": bundle.name, **how})
+        click.echo(out)
+        return
     request = request_of({**options, "image": image})
     out = click.get_current_context().with_resource(free_path(out, 1, steps=False, overwrite=overwrite))
     opening: dict[str, Any] = {"backend": backend, "tile": tile, "low_memory": low_memory, "compute": compute}
@@ -86,3 +108,27 @@ def upscale(
         making = Making.of(bundle, last, opening)
         save_image(out, result.pixels[0], making.notes(facts, request, result.pixels[0]))
     click.echo(out)
+
+
+def enlarge(model: "UpscaleModel", image: Path, out: Path, facts: "JsonObject") -> None:
+    """Enlarge an image by an upscale model, show progress, and write it."""
+    import numpy as np
+
+    from ldmrt.runtime.images.modes import on_white
+    from ldmrt.runtime.images.png import notes
+    from ldmrt.runtime.images.reading import read
+    from ldmrt.runtime.pipeline.autoencoder.upscale_model import pixels_of, with_transparency
+    from ldmrt.tools.console.drawing.image_paths import FORMATS
+    from ldmrt.tools.console.drawing.images import save_image
+    from ldmrt.tools.console.progress import watched
+
+    opened = read("upscale", image)
+    pixels = pixels_of(opened)
+    steps = model.steps(pixels)
+    first = next(steps)
+    *_, last = watched(chain([first], steps), -(-first.total // model.batch), lambda each: f"{each.done} tiles")
+    enlarged = with_transparency(last.pixels, opened)
+    if FORMATS[out.suffix.lower()] == "JPEG":  # which has no transparency
+        enlarged = on_white(enlarged)
+    facts |= {"ldmrt": ldmrt.__version__, "image": image.name, "upscaler": model.name}
+    save_image(out, np.asarray(enlarged), notes(facts | {"height": enlarged.height, "width": enlarged.width}))
