@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .backends.registry import BACKENDS, available_backends
     from .bundle.bundle import Bundle
     from .bundle.certificate import Certificate
+    from .pipeline.autoencoder.upscale_model import UpscaleModel
+    from .pipeline.autoencoder.upscale_model import open_upscale_model as open_upscaler
     from .pipeline.call import Result
     from .pipeline.opening import open_pipeline as open
     from .pipeline.pipeline import Pipeline
@@ -41,8 +43,10 @@ __all__ = [
     "Result",
     "State",
     "TensorSpec",
+    "UpscaleModel",
     "available_backends",
     "open",
+    "open_upscaler",
     "plan_from_config",
     "sample",
     "steps",
@@ -62,8 +66,10 @@ _LAZY = {
     "Result": "pipeline.call",
     "State": "samplers.loop",
     "TensorSpec": "tensors",
+    "UpscaleModel": "pipeline.autoencoder.upscale_model",
     "available_backends": "backends.registry",
     "open": "pipeline.opening:open_pipeline",
+    "open_upscaler": "pipeline.autoencoder.upscale_model:open_upscale_model",
     "plan_from_config": "samplers.registry",
     "sample": "samplers.loop",
     "steps": "samplers.loop",

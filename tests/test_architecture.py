@@ -24,7 +24,8 @@ MODEL = {
     f"model.{name}" for name in ("config", "families", "library", "networks", "weights", "checkpoint", "torch_engine")
 }
 EXPORT = {
-    f"export.{name}" for name in ("components", "graph", "parity", "precision", "bundle_writer", "cascade", "engines")
+    f"export.{name}"
+    for name in ("components", "graph", "parity", "precision", "bundle_writer", "cascade", "engines", "upscale_model")
 }
 CONSOLE = {"tools.console", "tools.options"}
 # Which rooms a room may import. There is no list of exceptions.
@@ -73,6 +74,15 @@ MAY: dict[str, set[str]] = {
     "export.bundle_writer": RUNTIME
     | {"model.checkpoint", "export.components", "export.engines", "export.graph", "export.precision"},
     "export.cascade": RUNTIME,
+    "export.upscale_model": RUNTIME
+    | {
+        "model.checkpoint",
+        "model.vision",
+        "export.bundle_writer",
+        "export.components",
+        "export.graph",
+        "export.parity",
+    },
     "serve": set(),
     "serve.batch": RUNTIME | {"serve.batching", "serve.jobs", "serve.models"},
     "serve.batching": RUNTIME,
@@ -92,7 +102,7 @@ MAY: dict[str, set[str]] = {
     "tools.console": RUNTIME
     | MODEL
     | EXPORT
-    | {"runtime.parity", "model.training", "serve.batch", "tools.emoji", "tools.options"},
+    | {"runtime.parity", "model.training", "model.vision", "serve.batch", "tools.emoji", "tools.options"},
     "tools.commands": RUNTIME
     | MODEL
     | EXPORT

@@ -4,7 +4,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -70,9 +70,18 @@ class _Network(nn.Module):
     def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
         self.model, self._call = model.eval(), call
+        for name, module in list(model.named_modules()):
+            if hasattr(module, "update_params") and hasattr(module, "eval_conv"):
+                model.set_submodule(name, _one_convolution(module))
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         return (self._call(self.model, image).clamp(0, 1),)
+
+
+def _one_convolution(module: Any) -> nn.Module:
+    """Return SPAN's three convolutions beside a fourth as the one that they are, which it makes anew in every call."""
+    module.update_params()
+    return nn.Sequential(module.eval_conv, nn.LeakyReLU(0.05)) if module.has_relu else module.eval_conv
 
 
 def load_upscale_model(path: str | Path, dtype: torch.dtype = torch.float32) -> UpscaleNetwork:
@@ -133,9 +142,14 @@ def read_descriptor(path: Path) -> "ModelDescriptor | None":
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # First without memory: the sizes in a file that is damaged may ask for any amount of it.
-            with _WithoutMemory():
-                spandrel.MAIN_REGISTRY.load(state)
+            # First without memory: the sizes in a file that is damaged may ask for any amount of it. Networks that
+            # compute their weights do not take that, which says nothing of the file.
+            with suppress(NotImplementedError), _WithoutMemory():
+                try:
+                    spandrel.MAIN_REGISTRY.load(state)
+                except RuntimeError as error:
+                    if "size mismatch" in str(error):
+                        raise
             found: ModelDescriptor = spandrel.MAIN_REGISTRY.load(state)
     except spandrel.UnsupportedModelError:
         return None

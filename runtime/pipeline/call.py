@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.images.resizing import Upscaler
 from ldmrt.runtime.images.writing import levels, to_pillow
 from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN
 from ldmrt.runtime.samplers.loop import State
@@ -177,7 +178,7 @@ class ImagePipeline(ABC):
         hires: float | None = None,
         hires_strength: float = 0.5,
         hires_steps: int | None = None,
-        hires_upscaler: str = "latent",
+        hires_upscaler: str | Upscaler = "latent",
         controls: Mapping[str, Images | tuple[Images, float]] | None = None,
         ip_adapter_image: Images | None = None,
         ip_adapter_scale: BlockScales = 1.0,

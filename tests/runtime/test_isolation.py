@@ -26,6 +26,7 @@ MAY = {
     "images/png.py": {"PIL"},
     "images/sizes.py": {"PIL"},
     "images/writing.py": {"PIL"},
+    "pipeline/autoencoder/upscale_model.py": {"PIL"},
     "pipeline/call.py": {"PIL"},
     "pipeline/request/checks.py": {"PIL"},
     "pipeline/request/images.py": {"PIL"},

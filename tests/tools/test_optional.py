@@ -76,7 +76,7 @@ def test_every_command_and_package_is_tried() -> None:
     # click and numpy are needed by all, tomli by Python 3.10 alone; the others have a test of their own
     elsewhere = {"click", "numpy", "huggingface_hub", "nncf", "openvino", "skimage", "cuda.bindings", "diffusers",
                  "jinja2", "resvg_py", "tomli", "accelerate", "psutil", "datasets",
-                 "tensorboard", "wandb", "bitsandbytes", "opentelemetry", "ray", "pyarrow"}  # fmt: skip
+                 "tensorboard", "wandb", "bitsandbytes", "opentelemetry", "ray", "pyarrow", "spandrel"}  # fmt: skip
     assert PACKAGES.keys() - tried == elsewhere
 
 

@@ -153,7 +153,7 @@ UNTESTED = {
     "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "nncf", "resvg-py", "tomli",
     "av", "accelerate", "psutil", "datasets", "diffusers", "jinja2", "tensorboard", "wandb", "bitsandbytes", "ray",
     "pyarrow", "fastapi", "starlette", "pydantic", "uvicorn", "python-multipart", "prometheus-client",
-    "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "spandrel",
 }  # fmt: skip
 
 

@@ -174,7 +174,7 @@ def generate(
     from ldmrt.tools.console.drawing.image_paths import check_name, depth_of, free_path, latents_of, numbered
     from ldmrt.tools.console.drawing.images import grid, save_depth, save_image
     from ldmrt.tools.console.drawing.latents import read_latents, save_array
-    from ldmrt.tools.console.drawing.making import Making
+    from ldmrt.tools.console.drawing.making import Making, open_between, upscaler_record
     from ldmrt.tools.console.drawing.metadata import ends_of, of_request, of_result
     from ldmrt.tools.console.drawing.rows import in_parts, in_rows, save_rows
     from ldmrt.tools.console.progress import console
@@ -188,7 +188,8 @@ def generate(
     steering = collected(controls)
     given = {"prompt": prompts or None, "controls": steering, "latents": read_latents(latents), **options}
     given = worded(given, styles, style, wildcards)
-    request = request_of(given)
+    with_model = open_between(given["hires_upscaler"], opening)
+    request = request_of(given if with_model is None else {**given, "hires_upscaler": with_model})
     check_name(out)
     begin = time.perf_counter()
 
@@ -223,9 +224,12 @@ def generate(
 
     negative = given["negative_prompt"]  # one for each image where it has wildcards
     options["negative_prompt"] = negative if negative is None or isinstance(negative, str) else None
+    options["hires_upscaler"] = options["hires_upscaler"] if with_model is None else with_model.name
     shared = of_request(bundle.name, first, options, steering)
     ended = None if refiner is None else refiner_of(refiner.name, local_bundle(refiner), refiner_start)
-    making = Making.of(bundle, first, opening, scheduler_config=config, refiner=ended, loras=loaded)
+    upscaler = None if with_model is None else upscaler_record(given["hires_upscaler"])
+    more: dict[str, Any] = {"scheduler_config": config, "refiner": ended, "loras": loaded, "upscaler": upscaler}
+    making = Making.of(bundle, first, opening, **more)
     alone = base.parts(request, 1)
     if refiner is not None:
         shared |= {"refiner": refiner.name, "refiner_start": refiner_start}
@@ -263,6 +267,8 @@ def generate(
     if save_steps:
         written += save_rows(pipeline, previews, out, flags)
     pipeline.close()
+    if with_model is not None:
+        with_model.close()
     times = f"{rows} rows {seconds['latents']:.2f} s, decoded {seconds['decode']:.2f} s"
     if parts > 1 and not save_steps:
         times = f"{request.total_images} images of {rows} rows {time.perf_counter() - opened:.2f} s"

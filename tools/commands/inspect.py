@@ -34,14 +34,14 @@ def inspect(bundle: Path, as_json: bool) -> None:
     "certificate": "holds", "issues", "uncovered", "backends", "figures", "left_out", "psnr", the lowest in dB, and
     "narrow": for each backend that computes in a precision below the bundle's whether it is "within" its tolerances,
     its "psnr", the lowest "ssim", the "time" of a row and of decoding relative to float32, and its "islands", the
-    modules that stay in float32, by component. Of an upscale model "upscale_model" is what it is, and only "components",
-    "made_by", "files" and "certificate" are there. Unknown values, and an infinite PSNR, are null.
+    modules that stay in float32, by component. Of an upscale model "upscale_model" is what it is, and
+    only "components", "made_by", "files" and "certificate" are there. Unknown values, and an infinite PSNR, are null.
 
     Example: ldmrt inspect out/emoji64
     """
     from ldmrt.runtime.bundle.bundle import Bundle
-    from ldmrt.runtime.bundle.upscale_model import is_upscale_model, open_upscale_bundle
     from ldmrt.runtime.errors import printable
+    from ldmrt.runtime.pipeline.autoencoder.upscale_bundle import is_upscale_model, open_upscale_bundle
 
     if is_upscale_model(bundle):
         opened, model = open_upscale_bundle(bundle)
@@ -197,18 +197,18 @@ def show_files(facts: "JsonObject") -> None:
     """Print what made a bundle, how many files match its manifest, and what its certificate says."""
     click.echo("made by " + ", ".join(f"{name} {version}" for name, version in facts["made_by"].items()))
     click.echo(f"{facts['files']} files match the manifest")
-    click.echo(f"certificate: {certified(facts['certificate'])}")
+    click.echo(f"certificate: {certified(facts['certificate'], drawn='upscale_model' not in facts)}")
 
 
-def certified(facts: "JsonObject") -> str:
+def certified(facts: "JsonObject", *, drawn: bool = True) -> str:
     """Summarise a certificate in one line, or list why it does not hold."""
     if not facts["holds"]:
         return "; ".join(facts["issues"])
-    image = _image(facts["psnr"])
+    image = f", {_image(facts['psnr'])}" if drawn else ""
     skipped = f", {facts['left_out']} cases skipped" if facts["left_out"] else ""
     backends = ", ".join(facts["backends"]) + ", in low memory" * facts["low_memory"]
     old = f"; {facts['uncovered']}" if facts["uncovered"] else ""
-    return f"{facts['figures']} figures within tolerance on {backends}, {image}{skipped}; `ldmrt verify`{old}"
+    return f"{facts['figures']} figures within tolerance on {backends}{image}{skipped}; `ldmrt verify`{old}"
 
 
 def _image(psnr: float | None) -> str:

@@ -87,7 +87,7 @@ def verify(
 
     Example: ldmrt verify out/emoji64 --against model/pretrained/emoji64
     """
-    from ldmrt.runtime.bundle.upscale_model import is_upscale_model
+    from ldmrt.runtime.pipeline.autoencoder.upscale_bundle import is_upscale_model
 
     if is_upscale_model(bundle):
         from ldmrt.tools.console.verification.upscale_model import accept_only, verify_bundle

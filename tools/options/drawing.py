@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import reduce, wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,6 +27,19 @@ def without(*names: str) -> Decorator:
         return command
 
     return reduced
+
+
+class Upscaler(Choice):
+    """An option that takes the name of what enlarges between two passes, or the folder of an upscale model's bundle."""
+
+    def __init__(self) -> None:
+        """Name the choices, which are those of `ldmrt.runtime.images.resizing.UPSCALERS`."""
+        latent = ("latent", "latent-nearest", "latent-nearest-exact", "latent-bicubic", "latent-bicubic-antialiased")
+        super().__init__([*latent, "pixel"])
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name, or the path of a folder that is there."""
+        return str(value) if Path(str(value)).is_dir() else super().convert(value, param, ctx)
 
 
 BATCH = click.option(
@@ -134,19 +148,11 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
     click.option("--hires-steps", type=int, help="Steps of the second time, as --steps, which is the default."),
     click.option(
         "--hires-upscaler",
-        type=Choice(
-            [
-                "latent",
-                "latent-nearest",
-                "latent-nearest-exact",
-                "latent-bicubic",
-                "latent-bicubic-antialiased",
-                "pixel",
-            ]
-        ),
+        type=Upscaler(),
         default="latent",
         show_default=True,
-        help="What enlarges in between: latents, or pixels, which are decoded and encoded.",
+        help="What enlarges in between: latents, or pixels, which are decoded and encoded; `ldmrt generate` also takes "
+        "the bundle of an upscale model.",
     ),
     click.option(
         "--ip-adapter-scale",

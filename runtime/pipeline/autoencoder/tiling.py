@@ -92,8 +92,8 @@ def fades(
 
     Weights rise from one end over the middle half of the overlap and fall to the other, as pixels at an edge miss most
     of the image beyond. Over all tiles each pixel's weights add up to one. `even` tiles have no more latents than their
-    overlaps need, 54 of 64 where three tiles cover 128: networks that take any size have less to compute. `shared` is the
-    overlap in latents, at most half of `cells`.
+    overlaps need, 54 of 64 where three tiles cover 128: networks that take any size have less to compute. `shared` is
+    the overlap in latents, at most half of `cells`.
     """
     cells = min(cells, length)
     shared = max(cells // OVERLAP, min(cells // 2, REACH)) if shared is None else min(shared, cells // 2)

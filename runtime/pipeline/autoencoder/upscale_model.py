@@ -14,11 +14,11 @@ from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.backends.registry import BackendSettings, open_engines
 from ldmrt.runtime.bundle.graphs import UPSCALER
 from ldmrt.runtime.bundle.hub import local_bundle
-from ldmrt.runtime.bundle.upscale_model import UpscaleFacts, open_upscale_bundle
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError, NotFinite
 from ldmrt.runtime.images.reading import MAX_PIXELS, read, resized_to
 
 from .tiling import Floats, fades, tiles
+from .upscale_bundle import UpscaleFacts, open_upscale_bundle
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,40 +66,9 @@ class UpscaleModel:
             ("batch", self.batch, 1, LARGEST_BATCH),
         ):
             if type(value) is not int or not least <= value <= most:
-                raise InvalidRequest(name, f"invalid {name}", expected=f"{least} to {most}", found=f"{value!r:.50}")
-
-    @classmethod
-    def open(
-        cls,
-        bundle: str | Path,
-        backend: str = "auto",
-        *,
-        check: bool = True,
-        tile: int = TILE,
-        overlap: int = OVERLAP,
-        batch: int = 1,
-        threads: int = 0,
-        compute: str = "fp32",
-    ) -> "UpscaleModel":
-        """Open the bundle of an upscale model.
-
-        Args:
-            bundle: The bundle's folder, or its name on the hub: "owner/name".
-            backend: One of `ldmrt.runtime.BACKENDS`.
-            check: Compares the bundle's files with its manifest first.
-            tile: See `UpscaleModel`.
-            overlap: Likewise.
-            batch: Likewise.
-            threads: Of the CPU; 0 is one a core.
-            compute: The precision that OpenVINO computes in.
-
-        Raises:
-            BundleError: The bundle is missing, damaged, or no upscale model.
-            LdmrtError: An argument is invalid, or a package is missing.
-        """
-        opened, facts = open_upscale_bundle(local_bundle(bundle), check=check)
-        engines = open_engines(opened, backend, BackendSettings(threads, compute=compute))
-        return cls(facts, engines, tile, overlap, batch)
+                raise InvalidRequest(
+                    name, "tiles cannot be laid out so", expected=f"{least} to {most}", found=f"{value!r:.50}"
+                )
 
     @property
     def name(self) -> str:
@@ -171,6 +140,38 @@ class UpscaleModel:
     def __exit__(self, *_: object) -> None:
         """Close the model."""
         self.close()
+
+
+def open_upscale_model(
+    bundle: str | Path,
+    backend: str = "auto",
+    *,
+    check: bool = True,
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+    batch: int = 1,
+    threads: int = 0,
+    compute: str = "fp32",
+) -> UpscaleModel:
+    """Open the bundle of an upscale model.
+
+    Args:
+        bundle: The bundle's folder, or its name on the hub: "owner/name".
+        backend: One of `ldmrt.runtime.BACKENDS`.
+        check: Compares the bundle's files with its manifest first.
+        tile: See `UpscaleModel`.
+        overlap: Likewise.
+        batch: Likewise.
+        threads: Of the CPU; 0 is one a core.
+        compute: The precision that OpenVINO computes in.
+
+    Raises:
+        BundleError: The bundle is missing, damaged, or no upscale model.
+        LdmrtError: An argument is invalid, or a package is missing.
+    """
+    opened, facts = open_upscale_bundle(local_bundle(bundle), check=check)
+    engines = open_engines(opened, backend, BackendSettings(threads, compute=compute))
+    return UpscaleModel(facts, engines, tile, overlap, batch)
 
 
 def padded(image: Floats, facts: UpscaleFacts) -> Floats:

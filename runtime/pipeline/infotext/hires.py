@@ -30,7 +30,8 @@ def hires_of(request: Request) -> JsonObject:
     if request.hires is None:
         return {}
     steps = request.hires_steps or request.num_inference_steps
-    name = next(name for name, own in HIRES_NAMES.items() if own == request.hires_upscaler)
+    own = request.hires_upscaler  # an upscale model has its file's name there too
+    name = next(name for name, word in HIRES_NAMES.items() if word == own) if isinstance(own, str) else own.name
     drawn = max(1, int(steps * request.hires_strength))  # its steps are those that are drawn
     return {
         "Denoising strength": request.hires_strength,

@@ -11,6 +11,7 @@ from ldmrt.runtime import host
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.store import engines
 from ldmrt.runtime.files.reading import JsonObject, sha256
+from ldmrt.runtime.images.resizing import Upscaler
 from ldmrt.runtime.pipeline.loras.asked import tags_of
 from ldmrt.runtime.pipeline.request.checks import with_scale
 from ldmrt.runtime.pipeline.request.field_names import FIELDS, SHORT
@@ -118,7 +119,9 @@ def words_of(request: Request) -> JsonObject:
     values = {
         SHORT[name]: _alone(getattr(request, name)) if name in (*TEXTS, "variation_seed") else getattr(request, name)
         for name in FIELDS
-        if name not in ELSEWHERE and not _same(getattr(request, name), getattr(plain, name))
+        if name not in ELSEWHERE
+        and not isinstance(getattr(request, name), Upscaler)  # which is recorded by its bundle
+        and not _same(getattr(request, name), getattr(plain, name))
     }
     return values | ({"prompt": None} if request.prompt is None else {})
 

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.inpainting import MASK_CONTENTS
 from ldmrt.runtime.images.reading import MASK_SOURCES
-from ldmrt.runtime.images.resizing import UPSCALERS
+from ldmrt.runtime.images.resizing import UPSCALERS, Upscaler
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.pipeline.loras.names import by_name
 from ldmrt.runtime.pipeline.prompts.syntaxes import SYNTAXES
@@ -49,6 +49,11 @@ from .checks import (
 
 Value = TypeVar("Value")
 OutputType: TypeAlias = Literal["pil", "np", "latent"]
+
+
+def upscaler(name: str, value: object) -> str | Upscaler:
+    """Check that a value is the name of what enlarges latents or pixels, or an opened upscale model."""
+    return value if isinstance(value, Upscaler) else OneOf(tuple(UPSCALERS))(name, value)
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ FIELDS: Mapping[str, Field] = {
     "hires": Field(Optional(Number(1, LARGEST_HIRES))),
     "hires_strength": Field(_SHARE),
     "hires_steps": Field(Optional(Whole(1, LARGEST_STEPS))),
-    "hires_upscaler": Field(OneOf(tuple(UPSCALERS))),
+    "hires_upscaler": Field(upscaler),
     "controls": Field(controls),
     "ip_adapter_image": Field(anything),
     "ip_adapter_scale": Field(block_scales),

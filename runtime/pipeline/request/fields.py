@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from ldmrt.runtime.bundle.stages import FROM_PROMPT, SKIP
 from ldmrt.runtime.images.reading import split
+from ldmrt.runtime.images.resizing import Upscaler
 from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN
 from ldmrt.runtime.samplers.noise.sources import LDMRT
 from ldmrt.runtime.tensors import Array
@@ -72,7 +73,7 @@ class Fields:
     hires: float | None = None
     hires_strength: float = 0.5
     hires_steps: int | None = None
-    hires_upscaler: str = "latent"
+    hires_upscaler: str | Upscaler = "latent"
     controls: Mapping[str, Images | tuple[Images, float]] = field(default_factory=dict, repr=False, compare=False)
     ip_adapter_image: Images | None = field(default=None, repr=False, compare=False)
     ip_adapter_scale: BlockScales = field(default=1.0, compare=False)

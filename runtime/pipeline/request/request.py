@@ -94,7 +94,7 @@ class Request(Fields):
         hires_steps: Its steps, of which it takes that share; `num_inference_steps` by default.
         hires_upscaler: What enlarges between the passes: "latent" (bilinear), "latent-nearest", "latent-nearest-exact",
             "latent-bicubic" or "latent-bicubic-antialiased"; or "pixel", which decodes, enlarges with Lanczos and
-            encodes again.
+            encodes again; or an opened upscale model, `ldmrt.runtime.open_upscaler`, in the place of Lanczos.
         controls: An image, or (image, scale), by the name of each ControlNet or T2I-Adapter.
         ip_adapter_image: The image that an IP-Adapter reads beside the prompt, or one for each prompt.
         ip_adapter_scale: How much it counts; or by block, as diffusers' `set_ip_adapter_scale` takes it, with 0 for

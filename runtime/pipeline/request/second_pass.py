@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import InvalidRequest
-from ldmrt.runtime.images.resizing import UPSCALERS, resize
+from ldmrt.runtime.images.resizing import Upscaler, method_of, resize
 from ldmrt.runtime.samplers.plan import Latents
 
 from .field_names import OutputType
@@ -23,6 +23,8 @@ NO_SECOND_PASS: dict[str, Any] = {
     name: getattr(Fields, name) for name in ("hires", "hires_strength", "hires_steps", "hires_upscaler")
 }
 
+UPSCALED = 3  # times, at most (`Upscaler.upscale` in AUTOMATIC1111's modules/upscaler.py)
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -31,10 +33,12 @@ class Pass:
     Attributes:
         request: The request.
         method: How the latents of the pass before are enlarged; None where this one begins with its pixels.
+        upscaler: What enlarges those; None leaves it to Lanczos.
     """
 
     request: Request
     method: str | None = None
+    upscaler: Upscaler | None = None
 
     def after(self, latents: Latents, pixels: NDArray[np.uint8] | None) -> Request:
         """Return the request with what the pass before has made.
@@ -44,10 +48,25 @@ class Pass:
             pixels: Its images, (N, H, W, 3); they count where there is no method.
         """
         if self.method is None:
-            return replace(self.request, image=[] if pixels is None else list(pixels))
+            images = [] if pixels is None else list(pixels)
+            if self.upscaler is not None:
+                images = [self._upscaled(self.upscaler, image) for image in images]
+            return replace(self.request, image=images)
         assert self.request.image_latents is not None
         height, width = self.request.image_latents.shape[2:]
         return replace(self.request, image_latents=resize(latents, (height, width), self.method))
+
+    def _upscaled(self, upscaler: Upscaler, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Enlarge an image as AUTOMATIC1111 does: until it is as large as it shall be, three times at most.
+
+        Lanczos then brings it to that size, as it does any image that a pass begins with.
+        """
+        for _ in range(UPSCALED):
+            before, image = image.shape, upscaler.upscale(image)
+            sides = zip(image.shape, (self.request.height, self.request.width), strict=False)
+            if image.shape == before or all(side >= (wanted or 0) for side, wanted in sides):
+                break
+        return image
 
 
 def enlarged(size: tuple[int, int], request: Request, unit: int) -> tuple[int, int]:
@@ -60,7 +79,7 @@ def enlarged(size: tuple[int, int], request: Request, unit: int) -> tuple[int, i
 
 def first_pass(request: Request) -> Pass:
     """Return the first pass of a request that has two."""
-    form: OutputType = "pil" if UPSCALERS[request.hires_upscaler] is None else "latent"
+    form: OutputType = "pil" if method_of(request.hires_upscaler) is None else "latent"
     return Pass(replace(request, **NO_SECOND_PASS, output_type=form))
 
 
@@ -83,7 +102,7 @@ def second_pass(request: Request, stage: Stage, size: tuple[int, int]) -> Pass:
     counted = any(value is not None for value in (each.prompt, each.prompt_embeds, each.class_labels))
     changes: dict[str, Any] = {**NO_SECOND_PASS, "height": height, "width": width, "strength": request.hires_strength}
     changes |= {"num_inference_steps": request.hires_steps or request.num_inference_steps, "latents": None}
-    method = UPSCALERS[request.hires_upscaler]
+    method = method_of(request.hires_upscaler)
     if method is None:
         changes |= {"image": [np.zeros((1, 1, 3), np.uint8)] * count, "image_latents": None, "num_images_per_prompt": 1}
     else:
@@ -91,4 +110,5 @@ def second_pass(request: Request, stage: Stage, size: tuple[int, int]) -> Pass:
         shape = (count, stage.space.channels, height // factor, width // factor)
         blank = np.broadcast_to(np.float32(0), shape)  # takes no memory: its shape alone is read
         changes |= {"image": None, "image_latents": blank, "num_images_per_prompt": 1 if counted else count}
-    return Pass(replace(each, **changes), method)
+    model = None if isinstance(request.hires_upscaler, str) else request.hires_upscaler
+    return Pass(replace(each, **changes), method, model)

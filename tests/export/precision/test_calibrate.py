@@ -96,6 +96,6 @@ print("openvino_telemetry" in sys.modules, type(wrapper.telemetry).__name__)
 
 def test_without_nncf_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
-    monkeypatch.setattr("ldmrt.runtime.optional._installed", lambda name: False)
+    monkeypatch.setattr("ldmrt.runtime.optional.is_installed", lambda name: False)
     with pytest.raises(LdmrtError, match=r"int8: NNCF is not installed\n  try: pip install 'ldmrt\[int8\]'"):
         calibrate.nncf()

@@ -194,7 +194,7 @@ def test_no_such_revision(served: Hub) -> None:
 
 def test_huggingface_hub_is_not_installed(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    monkeypatch.setattr("ldmrt.runtime.optional._installed", lambda name: False)
+    monkeypatch.setattr("ldmrt.runtime.optional.is_installed", lambda name: False)
     message = refused()
     assert message.startswith(f"bundle: no folder {NAME}: huggingface_hub is not installed\n  try: pip install ")
 

@@ -16,6 +16,11 @@ DIFFERS = 1  # the exit code
 @click.argument("file", type=IMAGE)
 @click.option("--bundle", type=click.Path(path_type=Path), help="The bundle, where none of its name is in . or out.")
 @click.option("--refiner", type=click.Path(path_type=Path), help="The refiner's bundle, likewise.")
+@click.option(
+    "--hires-upscaler",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The upscale model's bundle, where none of its name is in . or out.",
+)
 @click.option("--backend", help="In place of the one that drew it.")
 @click.option(
     "--inputs",
@@ -28,6 +33,7 @@ def replay(
     file: Path,
     bundle: Path | None,
     refiner: Path | None,
+    hires_upscaler: Path | None,
     backend: str | None,
     inputs: Path | None,
     out: Path | None,
@@ -52,9 +58,11 @@ def replay(
     record = Record.of(image)  # raises before a bundle is looked for
     folder = find_bundle(image, bundle)
     other = None if record.refiner is None else find_bundle(image, refiner, record.refiner.name, "--refiner")
+    name = record.upscaler
+    model = None if name is None else find_bundle(image, hires_upscaler, name, "--hires-upscaler")
     if out is not None:
         out = click.get_current_context().with_resource(free_path(out, 1, steps=False, overwrite=overwrite))
-    again = draw_again(record, folder, other, backend, inputs)
+    again = draw_again(record, folder, other, backend, inputs, model)
     if out is not None:
         save_image(out, again.pixels, again.notes)
     height, width = again.pixels.shape[:2]

@@ -64,9 +64,9 @@ def upscale(
     Example: ldmrt upscale out/x4-upscaler small.png --prompt "a white cat" -o out/large.png
     """
     from ldmrt.runtime.bundle.hub import local_bundle
-    from ldmrt.runtime.bundle.upscale_model import is_upscale_model
     from ldmrt.runtime.errors import LdmrtError
-    from ldmrt.runtime.pipeline.autoencoder.upscale_model import TILE, UpscaleModel
+    from ldmrt.runtime.pipeline.autoencoder.upscale_bundle import is_upscale_model
+    from ldmrt.runtime.pipeline.autoencoder.upscale_model import TILE, open_upscale_model
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.samplers.registry import everyday_name
     from ldmrt.tools.console.drawing.image_paths import check_name, free_path
@@ -79,7 +79,7 @@ def upscale(
         accept_only(("tile", "overlap", "batch", "backend", "compute", "threads", "out", "overwrite"))
         check_name(out)
         how: dict[str, Any] = {"tile": tile or TILE, "overlap": overlap, "batch": batch, "compute": compute}
-        with UpscaleModel.open(bundle, backend, threads=threads, **how) as model:
+        with open_upscale_model(bundle, backend, threads=threads, **how) as model:
             out = click.get_current_context().with_resource(free_path(out, 1, steps=False, overwrite=overwrite))
             enlarge(model, image, out, {"bundle": bundle.name, **how})
         click.echo(out)

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ldmrt.runtime.bundle.bundle import read_manifest
+from ldmrt.runtime.bundle.coverage import manifest_digest
 from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.images.png import notes
+from ldmrt.runtime.images.resizing import UPSCALERS
+from ldmrt.runtime.pipeline.autoencoder.upscale_model import UpscaleModel, open_upscale_model
 from ldmrt.runtime.pipeline.infotext.record import MADE, made, made_of_several, run_of
 from ldmrt.runtime.pipeline.infotext.text import infotext_of
 from ldmrt.runtime.pipeline.pipeline import Pipeline
@@ -81,3 +85,21 @@ class Making:
         """
         records = [made(self.run, request, latents) for request, latents in images]
         return notes({**facts, MADE: made_of_several(records, columns)})
+
+
+def open_between(name: str, opening: Mapping[str, Any]) -> UpscaleModel | None:
+    """Open the upscale model that a second pass is drawn through, on the backend that draws.
+
+    Args:
+        name: The folder of its bundle; or a name of `UPSCALERS`, for which there is none.
+        opening: The arguments that the bundle is opened with.
+    """
+    if name in UPSCALERS:
+        return None
+    shared = {argument: opening[argument] for argument in ("backend", "threads", "compute") if argument in opening}
+    return open_upscale_model(name, **shared)
+
+
+def upscaler_record(folder: str) -> JsonObject:
+    """Describe the bundle of an upscale model as an image's record holds it."""
+    return {"bundle": Path(folder).name, "sha256": manifest_digest(read_manifest(Path(folder), check=False))}

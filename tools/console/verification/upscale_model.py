@@ -97,11 +97,11 @@ def verify_bundle(
     from ldmrt.runtime.backends.registry import available_backends, open_engines
     from ldmrt.runtime.bundle.graphs import UPSCALER
     from ldmrt.runtime.bundle.recording import UpscaleRecording
-    from ldmrt.runtime.bundle.upscale_model import open_upscale_bundle
     from ldmrt.runtime.errors import printable
     from ldmrt.runtime.parity.certify import certify
     from ldmrt.runtime.parity.compare import check_engine
     from ldmrt.runtime.parity.tolerances import tolerances
+    from ldmrt.runtime.pipeline.autoencoder.upscale_bundle import open_upscale_bundle
     from ldmrt.tools.console import tables
 
     from .measure import verdict

@@ -95,6 +95,14 @@ class Record:
         return cls(image, made, columns, refiner)
 
     @property
+    def upscaler(self) -> str | None:
+        """The name of the upscale model's bundle between two passes; None where there was none."""
+        record = self.made.get("upscaler")
+        if record is None or (isinstance(record, dict) and isinstance(record.get("bundle"), str)):
+            return record and record["bundle"]
+        raise damaged(self.image, "an upscale model without a name")
+
+    @property
     def config(self) -> JsonObject | None:
         """The config of a scheduler in place of the bundle's; None where there was none."""
         config = self.made.get("scheduler_config")

@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ldmrt.runtime.pipeline.refined import RefinedPipeline
 from ldmrt.tools.console.drawing.embedded.fields import opened
 from ldmrt.tools.console.drawing.embedded.programs import Description
 from ldmrt.tools.console.drawing.images import GAP, encode, grid
-from ldmrt.tools.console.drawing.making import Making
+from ldmrt.tools.console.drawing.making import Making, open_between, upscaler_record
 
 from .records import DAMAGE, Drawn, Record, damaged
 
@@ -49,7 +49,14 @@ class Replay:
     differing: int
 
 
-def replay(record: Record, bundle: Path, refiner: Path | None, backend: str | None, inputs: Path | None) -> Replay:
+def replay(
+    record: Record,
+    bundle: Path,
+    refiner: Path | None,
+    backend: str | None,
+    inputs: Path | None,
+    upscaler: Path | None = None,
+) -> Replay:
     """Draw an image again, or each image of a grid.
 
     Args:
@@ -58,6 +65,7 @@ def replay(record: Record, bundle: Path, refiner: Path | None, backend: str | No
         refiner: That of the refiner, which a record may have.
         backend: In place of the record's.
         inputs: The folder of the files that its requests read; by default they are looked for here and beside it.
+        upscaler: The bundle of the upscale model between two passes, which a record may have.
 
     Raises:
         LdmrtError: A file is gone or another, or the bundle cannot draw it.
@@ -68,6 +76,9 @@ def replay(record: Record, bundle: Path, refiner: Path | None, backend: str | No
     ended = record.refiner
     about = refiner_of(ended.name, local_bundle(refiner), ended.start) if refiner and ended else None
     with contextlib.ExitStack() as held:
+        if model := None if upscaler is None else open_between(str(upscaler), opening):
+            held.enter_context(model)
+            drawn = [replace(each, request=replace(each.request, hires_upscaler=model)) for each in drawn]
         base: Pipeline = held.enter_context(_open(image, bundle, {**opening, "scheduler": record.config}))
         for name, file in record.loras(inputs).items():
             base.load_lora(file, name)
@@ -82,7 +93,8 @@ def replay(record: Record, bundle: Path, refiner: Path | None, backend: str | No
             pipeline = RefinedPipeline(base, other, ended.start)
         images = [result.pixels[0] for result in pipeline.draw(each.request for each in drawn)]
         loras = base.loras.record(base.loras.names) or None
-        making = Making.of(bundle, first, opening, scheduler_config=record.config, refiner=about, loras=loras)
+        more = {"refiner": about, "loras": loras, "upscaler": upscaler and upscaler_record(str(upscaler))}
+        making = Making.of(bundle, first, opening, scheduler_config=record.config, **more)
     pixels = images[0] if record.columns is None else grid(np.stack(images), record.columns)
     facts = {name: value for name, value in (image.parameters or {}).items() if name != MADE}
     if record.columns is None:
@@ -93,6 +105,11 @@ def replay(record: Record, bundle: Path, refiner: Path | None, backend: str | No
     found = list(differences(made, making.run))
     if ended is not None and about is not None:
         found += [(f"{name} of the refiner", then, now) for name, then, now in _other_files(ended.identity, about)]
+    upscalers = [
+        side["upscaler"].get("sha256") for side in (made, making.run) if isinstance(side.get("upscaler"), dict)
+    ]
+    if len(set(upscalers)) > 1:
+        found.append(("upscaler_sha256", *map(str, upscalers)))
     return Replay(pixels, notes, found, psnr(before, now), int((before != now).sum()))
 
 

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldmrt.runtime.bundle.bundle import Bundle, read_manifest
+from ldmrt.runtime.bundle.contents import bundle_errors
+from ldmrt.runtime.bundle.graphs import UPSCALER
+from ldmrt.runtime.bundle.manifest import HINT, MANIFEST, UPSCALE_MODEL, check_named
 from ldmrt.runtime.errors import BundleError, LdmrtError
 from ldmrt.runtime.files.reading import JsonObject, read_json
-
-from .bundle import Bundle, read_manifest
-from .contents import bundle_errors
-from .graphs import UPSCALER
-from .manifest import HINT, MANIFEST, UPSCALE_MODEL, check_named
 
 # The numbers that the manifest holds, with the largest value of each.
 NUMBERS = {"scale": 16, "multiple": 128, "minimum": 4096}
