@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from ldmrt.runtime.pipeline.autoencoder.upscale_model import padded
 
 from ...tools.conftest import command
 
-pytest.importorskip("spandrel")
+if find_spec("spandrel") is None:
+    pytest.skip("spandrel is not installed", allow_module_level=True)
 
 from ...support.families.upscale_models import SCALES, by_spandrel, compact, write_all
 
@@ -138,7 +141,7 @@ def test_modes_of_images(made: Path) -> None:
         np.testing.assert_array_equal(np.asarray(image)[..., :3], colours)
         alpha = Image.fromarray(pixels[..., 3]).resize((56, 36), Image.Resampling.LANCZOS)
         np.testing.assert_array_equal(np.asarray(image)[..., 3], np.asarray(alpha))
-        for mode, kept in {"L": "L", "LA": "LA", "P": "RGB", "1": "L", "I;16": "L", "CMYK": "RGB"}.items():
+        for mode, kept in {"L": "L", "LA": "LA", "P": "RGBA", "1": "L", "I;16": "L", "CMYK": "RGB"}.items():
             given = Image.new("I;16", (14, 9), 7000) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
             assert (model(given).mode, model(given).size) == (kept, (56, 36)), mode
         with pytest.raises(InvalidRequest, match="tiles cannot be laid out so"):
@@ -167,13 +170,15 @@ class Evil:
 
 
 DAMAGED: dict[str, tuple[Callable[[], object], str]] = {
-    "code": (lambda: {"params_ema": Evil()}, "cannot read "),
+    "code": (lambda: {"params_ema": Evil()}, "can only be unpickled, which would run its code"),
     "nan": (lambda: changed(lambda state: state["body.1.weight"].fill_(torch.nan)), "is not finite"),
     "lacking": (lambda: changed(lambda state: state.pop("body.2.weight")), "cannot read "),
     "grown": (lambda: changed(lambda state: state.update({"body.0.weight": torch.zeros(1).expand(9999, 3, 99, 99)})),
               "declares more than the file holds"),
-    "wide": (lambda: changed(lambda state: state.update({"body.0.weight": torch.zeros(10**6, 3, 1, 1)})), "cannot read "),
-    "deep": (lambda: changed(lambda state: state.update({"body.999999999.bias": torch.zeros(48)})), "is no upscale model"),
+    "wide": (lambda: changed(lambda state: state.update({"body.0.weight": torch.zeros(10**6, 3, 1, 1)})),
+             "cannot read "),
+    "deep": (lambda: changed(lambda state: state.update({"body.999999999.bias": torch.zeros(48)})),
+             "is no upscale model"),
     "grey": (lambda: esrgan_of_one_channel(), "3 channels in, 3 out"),
     "nothing": (lambda: {"params_ema": {"body.0.weight": torch.zeros(1)}}, "is no upscale model"),
 }  # fmt: skip
@@ -202,7 +207,7 @@ def test_cut_files_and_other_kinds_are_refused(files: Path, tmp_path: Path, caps
     for name, content in (("cut.pth", whole[: len(whole) // 2]), ("pickle.pth", pickle.dumps({"params_ema": 1}))):
         (tmp_path / name).write_bytes(content)
         assert command("export", tmp_path / name, tmp_path / "bundle") == 2
-        assert capsys.readouterr().err.count("error: ") == 1
+        assert re.findall("^error: ", capsys.readouterr().err, re.MULTILINE) == ["error: "]
     for attribute, value, error in (
         ("_purpose", "FaceSR", "does not enlarge any image by itself; expected super-resolution"),
         ("tiling", upscale_model.import_spandrel().ModelTiling.INTERNAL, "is not run in tiles"),
@@ -250,7 +255,7 @@ def test_commands_know_a_bundle_of_one(made: Path, files: Path, tmp_path: Path, 
         damaged = {**manifest, "upscale_model": {**manifest["upscale_model"], **wrong}}
         (copy / "ldmrt.json").write_text(json.dumps(damaged))
         assert command("upscale", copy, made) == 2
-        with pytest.raises(LdmrtError, match="ldmrt.json is damaged at upscale_model"):
+        with pytest.raises(LdmrtError, match=r"ldmrt\.json is damaged at upscale_model"):
             open_upscaler(copy)
 
 
