@@ -119,7 +119,7 @@ def load_upscale_model(path: str | Path, dtype: torch.dtype = torch.float32) -> 
     for key, weight in network.state_dict().items():
         if weight.is_floating_point() and not finite(weight):
             hint = "" if dtype == torch.float32 else "--precision fp32"
-            raise LdmrtError(UPSCALER, f"{key} of {path} is not finite", hint=hint)
+            raise LdmrtError(UPSCALER, f"{key} in {path} is not finite", hint=hint)
     size = needs.multiple_of, needs.minimum
     return UpscaleNetwork(network, path.stem, kind, found.scale, *size, found.supports_half)
 

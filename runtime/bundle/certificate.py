@@ -208,9 +208,8 @@ class Certificate:
         """List what was not measured at all of a bundle with these components."""
         seen = {figure.component for figure in self.figures} | {case.component for case in self.left_out}
         lines = [f"nothing of {name} was measured" for name in components if name not in seen]
-        draws = seen != {UPSCALER}
         for key, name, measured in (("rows", "row", self.drifts), ("picture", "image", self.pictures)):
-            lines += [] if measured or key in seen or not draws else [f"no {name} was measured"]
+            lines += [] if measured or key in seen or seen == {UPSCALER} else [f"no {name} was measured"]
         return lines
 
     @property

@@ -64,7 +64,7 @@ def export_file(file: Path, bundle: Path, precision: str, *, verify: bool) -> No
 
     accept_only(("precision", "verify"))
     if precision not in ("fp32", "fp16"):
-        raise LdmrtError("precision", f"invalid precision {precision!r:.50}", expected="fp32 or fp16")
+        raise LdmrtError("upscaler", f"{precision!r:.50} is not for upscale models", expected="fp32 or fp16")
     check_installed("export", "onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if verify else []))
     model = load_upscale_model(file, PRECISIONS[precision])
     with console.status("exporting"):
