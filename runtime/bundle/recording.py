@@ -168,9 +168,10 @@ class UpscaleRecording:
 
     def to_bytes(self) -> bytes:
         """Return the recording as a NumPy archive."""
-        sides = {f"{i}.{side}": array for i, case in enumerate(self.cases) for side, array in _sides(case)}
+        arrays: Arrays = {f"{i}.{side}": array for i, case in enumerate(self.cases) for side, array in _sides(case)}
+        arrays["names"] = np.array([case.name for case in self.cases])
         file = io.BytesIO()
-        np.savez_compressed(file, names=np.array([case.name for case in self.cases]), **sides)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         return file.getvalue()
 
     @classmethod

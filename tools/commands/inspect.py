@@ -45,7 +45,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
     if is_upscale_model(bundle):
         opened, model = open_upscale_bundle(bundle)
-        facts = {"bundle": str(bundle), "upscale_model": asdict(model)}
+        facts: JsonObject = {"bundle": str(bundle), "upscale_model": asdict(model)}
         facts |= {"components": [_component(opened, name) for name in opened.components], **_made(opened)}
         if as_json:
             click.echo(json.dumps(facts, indent=2))

@@ -127,6 +127,7 @@ def enlarge(model: "UpscaleModel", image: Path, out: Path, facts: "JsonObject") 
     steps = model.steps(pixels)
     first = next(steps)
     *_, last = watched(chain([first], steps), -(-first.total // model.batch), lambda each: f"{each.done} tiles")
+    assert last.pixels is not None  # after the last step
     enlarged = with_transparency(last.pixels, opened)
     if FORMATS[out.suffix.lower()] == "JPEG":  # which has no transparency
         enlarged = on_white(enlarged)

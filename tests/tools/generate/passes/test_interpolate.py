@@ -99,7 +99,7 @@ def test_what_is_refused(ldmrt: Any, bundle: Path, words: tuple[Any, ...], says:
 
 def test_mp4_without_pyav_says_what_to_install(ldmrt: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.setattr("ldmrt.runtime.optional._installed", lambda name: False)
+    monkeypatch.setattr("ldmrt.runtime.optional.is_installed", lambda name: False)
     ran = ldmrt("interpolate", bundle, *PROMPTS, "-o", "a.mp4")
     assert (ran.code, "PyAV is not installed" in ran.error) == (2, True), ran.err
     assert "try: pip install 'ldmrt[video]'" in ran.err

@@ -93,7 +93,8 @@ def replay(
             pipeline = RefinedPipeline(base, other, ended.start)
         images = [result.pixels[0] for result in pipeline.draw(each.request for each in drawn)]
         loras = base.loras.record(base.loras.names) or None
-        more = {"refiner": about, "loras": loras, "upscaler": upscaler and upscaler_record(str(upscaler))}
+        more: dict[str, Any] = {"refiner": about, "loras": loras}
+        more["upscaler"] = None if upscaler is None else upscaler_record(str(upscaler))
         making = Making.of(bundle, first, opening, scheduler_config=record.config, **more)
     pixels = images[0] if record.columns is None else grid(np.stack(images), record.columns)
     facts = {name: value for name, value in (image.parameters or {}).items() if name != MADE}
