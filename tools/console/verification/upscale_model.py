@@ -90,10 +90,6 @@ def verify_bundle(
     Raises:
         LdmrtError: Either is damaged, or the bundle has no recording.
     """
-    from ldmrt.export.components.component import PRECISIONS
-    from ldmrt.export.parity.store import store as store_certificate
-    from ldmrt.export.upscale_model import other_origin_of, record_upscale_model
-    from ldmrt.model.vision.upscale_model import load_upscale_model
     from ldmrt.runtime.backends.registry import available_backends, open_engines
     from ldmrt.runtime.bundle.graphs import UPSCALER
     from ldmrt.runtime.bundle.recording import UpscaleRecording
@@ -113,6 +109,10 @@ def verify_bundle(
         for line in bundle.certificate_issues:
             click.echo(printable(line), err=True)
     else:
+        from ldmrt.export.components.component import PRECISIONS
+        from ldmrt.export.upscale_model import other_origin_of, record_upscale_model
+        from ldmrt.model.vision.upscale_model import load_upscale_model
+
         reference = record_upscale_model(load_upscale_model(file))
         origin = other_origin_of(bundle, load_upscale_model(file, PRECISIONS[bundle.precision(UPSCALER)]))
     limit, measured = tolerances(bundle)[UPSCALER].limit, list["Comparison"]()
@@ -124,5 +124,7 @@ def verify_bundle(
     tables.show(("component", "backend", "largest difference", "tolerance", ""), rows, stderr=stderr)
     certificate = certify(measured, bundle, reference, origin)
     if store:
+        from ldmrt.export.parity.store import store as store_certificate
+
         store_certificate(bundle, certificate, reference)
     return certificate, measured
