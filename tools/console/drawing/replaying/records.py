@@ -98,8 +98,10 @@ class Record:
     def upscaler(self) -> str | None:
         """The name of the upscale model's bundle between two passes; None where there was none."""
         record = self.made.get("upscaler")
-        if record is None or (isinstance(record, dict) and isinstance(record.get("bundle"), str)):
-            return record and record["bundle"]
+        if record is None:
+            return None
+        if isinstance(record, dict) and isinstance(name := record.get("bundle"), str):
+            return name
         raise damaged(self.image, "an upscale model without a name")
 
     @property

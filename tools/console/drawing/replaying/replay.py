@@ -106,11 +106,9 @@ def replay(
     found = list(differences(made, making.run))
     if ended is not None and about is not None:
         found += [(f"{name} of the refiner", then, now) for name, then, now in _other_files(ended.identity, about)]
-    upscalers = [
-        side["upscaler"].get("sha256") for side in (made, making.run) if isinstance(side.get("upscaler"), dict)
-    ]
-    if len(set(upscalers)) > 1:
-        found.append(("upscaler_sha256", *map(str, upscalers)))
+    if upscaler is not None:
+        hashes = [str(side["upscaler"].get("sha256")) for side in (made, making.run)]
+        found += [("sha256 of the upscale model", hashes[0], hashes[1])] * (hashes[0] != hashes[1])
     return Replay(pixels, notes, found, psnr(before, now), int((before != now).sum()))
 
 
