@@ -11,7 +11,6 @@ from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import UPSCALER
 from ldmrt.runtime.bundle.manifest import MANIFEST, SCHEMA, UPSCALE_MODEL
 from ldmrt.runtime.bundle.recording import Case, UpscaleRecording
-from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
 from ldmrt.runtime.files.writing import naming
 from ldmrt.runtime.tensors import Specs
@@ -23,7 +22,11 @@ from .components.specs import dtype_of, image
 from .graph.to_onnx import to_onnx
 from .parity.origin import other_graph
 
-SIDES = ((9, 13), (1, 24), (17, 2))  # of the recorded images, in multiples of what the network takes
+SHAPES = (
+    (2, 9, 13),
+    (1, 1, 24),
+    (3, 17, 2),
+)  # of the recorded batches: images, and multiples of what the network takes
 
 
 def component_of(model: UpscaleNetwork) -> Component:
@@ -38,17 +41,13 @@ def export_upscale_model(model: UpscaleNetwork, path: Path) -> None:
     """Export an upscale model to a bundle, which changes only at the end.
 
     Raises:
-        LdmrtError: The folder holds something else, or the network cannot be traced for images of any size.
+        LdmrtError: The folder holds something else.
     """
     path, component = path.resolve(), component_of(model)
     refuse_other("export", path, BUNDLE)
     with replacing(path) as (old, work):
         with naming(path / UPSCALER):
-            try:
-                to_onnx(component, work / UPSCALER)
-            except (RuntimeError, ValueError, TypeError, torch.onnx.OnnxExporterError) as error:
-                problem = f"a network of {model.architecture} cannot be traced for images of any size"
-                raise LdmrtError(UPSCALER, problem, found=first_line(error)) from None
+            to_onnx(component, work / UPSCALER)
         write_json(work / UPSCALER / "config.json", component.config)
         manifest = {
             "schema": SCHEMA,
@@ -65,15 +64,15 @@ def export_upscale_model(model: UpscaleNetwork, path: Path) -> None:
 def record_upscale_model(model: UpscaleNetwork) -> UpscaleRecording:
     """Record what a model in float32 computes of noise and of smooth colours, in images of several sizes."""
     rng, cases = np.random.default_rng(0), list[Case]()
-    for high, wide in SIDES:
+    for batch, high, wide in SHAPES:
         least = -(-model.minimum // model.multiple)
         height, width = (max(side, least) * model.multiple for side in (high, wide))
         noise = rng.random((3, height, width))
         smooth = np.linspace(0, 1, width) * np.linspace(1, 0, height)[:, None] * np.ones((3, 1, 1))
-        images = np.stack([noise, smooth]).astype(np.float32)
+        images = np.stack([noise, smooth, 1 - noise][:batch]).astype(np.float32)
         with torch.no_grad():
             (enlarged,) = model.network(torch.from_numpy(images))
-        name = f"batch 2 at {width}x{height}"
+        name = f"batch {batch} at {width}x{height}"
         cases.append(Case(UPSCALER, name, {"image": images}, {"enlarged": enlarged.numpy()}))
     return UpscaleRecording(tuple(cases))
 

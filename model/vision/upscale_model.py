@@ -25,7 +25,10 @@ from ldmrt.runtime.optional import unavailable
 if TYPE_CHECKING:
     from spandrel import ModelDescriptor
 
-LARGEST_SCALE, LARGEST_MULTIPLE = 16, 128
+# By spandrel's names. Networks with windows of attention are traced for one number of images alone, and are refused.
+ARCHITECTURES = ("ESRGAN", "RealESRGAN Compact", "SPAN")
+LARGEST_SCALE = 16
+MOST_TENSORS = 20_000
 # What spandrel imports of torchvision: for two architectures alone, both of which are refused here. torchvision is
 # large, and its usual builds do not open beside a torch without CUDA.
 TORCHVISION = {
@@ -102,6 +105,9 @@ def load_upscale_model(path: str | Path, dtype: torch.dtype = torch.float32) -> 
         problem = f"{path} is no upscale model"
         raise LdmrtError(UPSCALER, problem, expected="the weights of an architecture that spandrel reads", hint=hint)
     kind, needs = found.architecture.name, found.size_requirements
+    if kind not in ARCHITECTURES:
+        problem = f"{path} has an architecture that is not exported"
+        raise LdmrtError(UPSCALER, problem, expected=" or ".join(ARCHITECTURES), found=kind)
     problem = f"{path} is a model of {kind}, which does not enlarge any image by itself"
     if found.purpose not in ("SR", "Restoration"):
         raise LdmrtError(UPSCALER, problem, expected="super-resolution or restoration", found=found.purpose)
@@ -109,9 +115,6 @@ def load_upscale_model(path: str | Path, dtype: torch.dtype = torch.float32) -> 
         raise LdmrtError(UPSCALER, problem, expected="3 channels in, 3 out", found="{} in, {} out".format(*channels))
     if not 1 <= found.scale <= LARGEST_SCALE:
         raise LdmrtError(UPSCALER, problem, expected=f"a scale of 1 to {LARGEST_SCALE}", found=found.scale)
-    if found.tiling.name == "INTERNAL" or needs.square or needs.multiple_of > LARGEST_MULTIPLE:
-        problem = f"{path} is a model of {kind}, which is not run in tiles"
-        raise LdmrtError(UPSCALER, problem, expected="a network that takes tiles of an image")
     if dtype == torch.float16 and not found.supports_half:
         problem = f"{kind} does not compute in float16"
         raise LdmrtError(UPSCALER, problem, expected="fp32", hint="--precision fp32")
@@ -137,7 +140,7 @@ def read_descriptor(path: Path) -> "ModelDescriptor | None":
     for key, value in state.items():
         lazy_tensor(UPSCALER, key, value, path)  # raises where it declares more than the file holds
     most = 10 * len(state) + 100
-    if any(int(number[:20]) > most for key in state for number in re.findall(r"\d+", key)):
+    if len(state) > MOST_TENSORS or any(int(number[:20]) > most for key in state for number in re.findall(r"\d+", key)):
         return None  # its names count more layers than it has tensors: a network of so many would be made
     try:
         with warnings.catch_warnings():

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat
 
 from ldmrt.runtime.pipeline.request.request import IMAGES, Request
 
@@ -43,7 +43,9 @@ class Options(BaseModel):
     guidance_rescale: float | None = None
     cfg_normalization: float | None = None
     guidance_interval: tuple[float, float] | None = None
-    loras: dict[str, float] | None = Field(None, description="Weights of the server's LoRAs by their names.")
+    loras: dict[str, StrictFloat] | None = Field(
+        None, max_length=64, description="Weights of the server's LoRAs by their names."
+    )
     deep_cache: int | None = Field(None, ge=1)
     seed: int | list[int] | None = None
     variation_seed: int | list[int] | None = None

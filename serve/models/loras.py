@@ -8,6 +8,7 @@ from typing import Any
 
 from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.lora.reading import open_lora
 from ldmrt.runtime.pipeline.infotext.record import run_of
 from ldmrt.runtime.pipeline.opening import open_pipeline
 from ldmrt.runtime.pipeline.pipeline import Pipeline
@@ -25,7 +26,7 @@ def lora_files(given: Sequence[str]) -> dict[str, Path]:
     found = dict[str, Path]()
     for text in given:
         name, equals, rest = text.partition("=")
-        named = bool(equals) and "/" not in name
+        named = bool(equals) and "/" not in name and not Path(text).exists()
         path = Path(rest if named else text)
         files = [path] if named or not path.is_dir() else sorted(path.rglob(f"*{SUFFIX}"))
         if not files:
@@ -54,7 +55,9 @@ def open_with_loras(path: str, *, files: Mapping[str, Path], any_fits: bool, **o
     pipeline = open_pipeline(path, **opening)
     try:
         for name, file in files.items():
-            _load(pipeline, name, file, any_fits=any_fits)
+            if any_fits:
+                open_lora(file)  # one that cannot be read fits no model
+            _load(pipeline, name, file, path if any_fits else None)
         loras = pipeline.loras.record(pipeline.loras.names) or None
         return replace(pipeline, record=run_of(local_bundle(path), opening, loras=loras))
     except BaseException:
@@ -62,14 +65,14 @@ def open_with_loras(path: str, *, files: Mapping[str, Path], any_fits: bool, **o
         raise
 
 
-def _load(pipeline: Pipeline, name: str, file: Path, *, any_fits: bool) -> None:
-    """Load a LoRA; with `any_fits` an error is logged alone."""
+def _load(pipeline: Pipeline, name: str, file: Path, model: str | None) -> None:
+    """Load a LoRA; an error is logged alone where a model of several is named, as another may be meant."""
     try:
         pipeline.load_lora(file, name)
     except LdmrtError as error:
-        if not any_fits:
+        if model is None:
             raise
-        log.info("a model takes no LoRA %s: %s", name, error)
+        log.info("%s takes no LoRA %s: %s", model, name, error)
 
 
 def check_used(files: Collection[str], models: Mapping[str, Pipeline]) -> None:

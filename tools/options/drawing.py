@@ -38,8 +38,12 @@ class Upscaler(Choice):
         super().__init__([*latent, "pixel"])
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name, or the path of a folder that is there."""
-        return str(value) if Path(str(value)).is_dir() else super().convert(value, param, ctx)
+        """Return the name, or the path of a folder that is there, which `ldmrt generate` alone takes."""
+        if Path(str(value)).is_dir():
+            if ctx is not None and ctx.info_name == "generate":
+                return str(value)
+            self.fail("only `ldmrt generate` draws a second pass through an upscale model", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 BATCH = click.option(

@@ -41,8 +41,9 @@ def load_loras(pipeline: "Pipeline", loras: Sequence[WeighedFile]) -> "JsonObjec
     return pipeline.loras.record(names) or None
 
 
-def stated_loras(loras: Sequence[WeighedFile]) -> list[tuple[str, float, str | None]]:
-    """Return LoRAs as a run of several hours states them: the file, its weight and its hash, None of a folder."""
-    from ldmrt.runtime.files.reading import sha256
+def stated_loras(loras: Sequence[WeighedFile]) -> list[tuple[str, float, str]]:
+    """Return LoRAs as a run of several hours states them: the path, its weight, and the hash of the file there."""
+    from ldmrt.runtime.files.lora.reading import USUAL
+    from ldmrt.runtime.files.reading import find_file, sha256
 
-    return [(str(lora.path), lora.weight, sha256(lora.path) if lora.path.is_file() else None) for lora in loras]
+    return [(str(lora.path), lora.weight, sha256(find_file("lora", lora.path, USUAL))) for lora in loras]

@@ -11,7 +11,7 @@ from ldmrt.runtime.errors import BundleError, LdmrtError
 from ldmrt.runtime.files.reading import JsonObject, read_json
 
 # The numbers that the manifest holds, with the largest value of each.
-NUMBERS = {"scale": 16, "multiple": 128, "minimum": 4096}
+NUMBERS = {"scale": 16, "multiple": 128, "minimum": 128}
 LONGEST = 200  # characters of a name
 
 

@@ -67,7 +67,7 @@ class UpscaleModel:
         ):
             if type(value) is not int or not least <= value <= most:
                 raise InvalidRequest(
-                    name, "tiles cannot be laid out so", expected=f"{least} to {most}", found=f"{value!r:.50}"
+                    name, "tiles of this size cannot be laid out", expected=f"{least} to {most}", found=f"{value!r:.50}"
                 )
 
     @property

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldmrt.runtime.errors import LdmrtError, first_line
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError, first_line
 from ldmrt.runtime.files.reading import plain_file
 from ldmrt.runtime.nearest import suggestion
 
@@ -54,9 +54,22 @@ def chosen(styles: Mapping[str, Style], names: Sequence[str]) -> list[Style]:
     return [styles[name] for name in names]
 
 
-def styled(text: str, added: Sequence[str]) -> str:
-    """Put the texts of styles around a text, one after another."""
+def styled(text: str, added: Sequence[str], longest: int | None = None) -> str:
+    """Put the texts of styles around a text, one after another.
+
+    Args:
+        text: A prompt.
+        added: The texts of styles, with `PROMPT` where the prompt goes, perhaps several times.
+        longest: The most characters that the result may have.
+
+    Raises:
+        InvalidRequest: It is longer, before it is made.
+    """
     for style in added:
+        length = len(style) + (style.count(PROMPT) or 1) * len(text)
+        if longest is not None and length > longest:
+            problem, expected = "too many characters of a prompt with its styles", f"at most {longest}"
+            raise InvalidRequest("request", problem, expected=expected, found=length)
         if PROMPT in style:
             text = style.replace(PROMPT, text)
         else:

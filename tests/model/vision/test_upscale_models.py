@@ -146,7 +146,7 @@ def test_modes_of_images(made: Path) -> None:
         for mode, kept in {"L": "L", "LA": "LA", "P": "RGBA", "1": "L", "I;16": "L", "CMYK": "RGB"}.items():
             given = Image.new("I;16", (14, 9), 7000) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
             assert (model(given).mode, model(given).size) == (kept, (56, 36)), mode
-        with pytest.raises(InvalidRequest, match="tiles cannot be laid out so"):
+        with pytest.raises(InvalidRequest, match="tiles of this size cannot be laid out"):
             UpscaleModel(model.facts, model.engines, 32, 17)
         with pytest.raises(LdmrtError, match="the image cannot be enlarged"):
             model.upscale(np.zeros((3000, 3000, 3), np.uint8))
@@ -212,7 +212,6 @@ def test_cut_files_and_other_kinds_are_refused(files: Path, tmp_path: Path, caps
         assert re.findall("^error: ", capsys.readouterr().err, re.MULTILINE) == ["error: "]
     for attribute, value, error in (
         ("_purpose", "FaceSR", "does not enlarge any image by itself; expected super-resolution"),
-        ("tiling", upscale_model.import_spandrel().ModelTiling.INTERNAL, "is not run in tiles"),
         ("scale", 32, "a scale of 1 to 16"),
     ):
         found = by_spandrel(files / "compact.pth")
@@ -220,6 +219,20 @@ def test_cut_files_and_other_kinds_are_refused(files: Path, tmp_path: Path, caps
         monkeypatch.setattr(upscale_model, "read_descriptor", lambda path, found=found: found)
         assert command("export", files / "compact.pth", tmp_path / "bundle") == 2
         assert error in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_network_with_windows_of_attention_is_refused(tmp_path: Path, capsys: Any) -> None:
+    """SwinIR's is traced for one number of images: its graph is wrong for any other."""
+    upscale_model.import_spandrel()
+    from spandrel.architectures.SwinIR import SwinIR
+
+    torch.save(
+        SwinIR(img_size=16, window_size=8, embed_dim=12, depths=[2], num_heads=[2]).state_dict(),
+        tmp_path / "swinir.pth",
+    )
+    assert command("export", tmp_path / "swinir.pth", tmp_path / "bundle") == 2
+    assert "has an architecture that is not exported; expected ESRGAN or" in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()
 
 

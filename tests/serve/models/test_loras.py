@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ldmrt.runtime import InvalidRequest, LdmrtError, Request
 from ldmrt.runtime.pipeline.loras.loaded import KEPT, Active
@@ -122,9 +123,14 @@ def test_of_several_models_one_has_to_take_a_file(bundle: Path, folder: Path, tm
         return open_with_loras(str(bundle), files=files, check=False, **how)
 
     other = tmp_path / "other.safetensors"
-    other.write_bytes(b"no LoRA")
     files = {"oil": folder / "oil.safetensors", "other": other}
-    with pytest.raises(LdmrtError, match=r"other\.safetensors"):
+    other.write_bytes(b"no LoRA")
+    for any_fits in (True, False):  # what cannot be read fits no model
+        with pytest.raises(LdmrtError, match=r"other\.safetensors"):
+            opened(files, any_fits=any_fits)
+    layers = {f"unet.gone.lora_{part}.weight": np.ones((4, 4), np.float32) for part in "AB"}
+    save_file(layers, other)
+    with pytest.raises(LdmrtError, match="match no module"):
         opened(files, any_fits=False)
     with opened(files, any_fits=True) as one:
         assert one.loras.names == ("oil",)

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldmrt.tools.options.checkpoint import WeighedFile
+from ldmrt.tools.options.loras import stated_loras
+
 from ...support.fakes.small_loras import small_lora
 
 PROMPTS = ["a penguin", "two pears", "a red apple"]
@@ -210,3 +213,12 @@ def test_lines_are_drawn_with_their_own_loras(ldmrt: Any, bundle: Path, tmp_path
     small_lora(Path("oil.safetensors"), 7)
     ran = ldmrt("batch", bundle, "lines.jsonl", "out", "--steps", 2, *loras)
     assert (ran.code, "were drawn with another --lora" in ran.error) == (2, True)
+
+
+def test_a_lora_in_a_folder_is_stated_by_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    small_lora(file, 0)
+    before = stated_loras([WeighedFile(tmp_path, 0.5)])
+    assert before == stated_loras([WeighedFile(tmp_path, 0.5)])
+    small_lora(file, 1)
+    assert before != stated_loras([WeighedFile(tmp_path, 0.5)])

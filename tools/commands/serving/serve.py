@@ -100,7 +100,8 @@ def serve(
     if loras and ray is not None:
         problem, hint = "the replicas of --ray load no LoRA", "serve a bundle with it merged: ldmrt export --lora"
         raise LdmrtError("--lora", problem, expected="only one of them", hint=hint)
-    files, styles = lora_files(loras), {} if styles_file is None else read_styles(styles_file)
+    files = lora_files(loras)  # refused before anything is opened
+    styles = {} if styles_file is None else read_styles(styles_file)
     owners = {} if keys is None else read_keys(keys)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if log == "json" else logging.Formatter(TEXT))
@@ -120,6 +121,7 @@ def serve(
         else:
 
             def open_bundle(path: str) -> "Pipeline":
+                files = lora_files(loras)  # of a folder, those that lie there now
                 return open_with_loras(path, files=files, any_fits=len(paths) > 1, **opening)
 
             held = opened.enter_context(contextlib.closing(Models(for_weights(opening["backend"]))))

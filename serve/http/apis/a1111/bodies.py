@@ -48,7 +48,7 @@ class Drawing(BaseModel):
 
     prompt: str = ""
     negative_prompt: str = ""
-    styles: list[str] | None = Field(None, description="Names of `GET /sdapi/v1/prompt-styles`.")
+    styles: list[str] | None = Field(None, max_length=32, description="Names of `GET /sdapi/v1/prompt-styles`.")
     seed: int = Field(-1, description="-1 draws one.")
     subseed: int = Field(-1, description="-1 draws one.")
     subseed_strength: float = Field(0.0, ge=0, le=1)

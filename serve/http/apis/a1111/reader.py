@@ -26,29 +26,33 @@ class Reader:
         skip: How many of the text encoder's last layers are skipped.
         noise: Whose random numbers a seed stands for.
         styles: The texts that may be put around prompts, by name.
+        longest: The most characters of a prompt with its styles.
     """
 
     syntax: str
     skip: int
     noise: str
     styles: Mapping[str, Style] = field(default_factory=dict)
+    longest: int | None = None
 
     @classmethod
-    def of(cls, stage: Stage, options: Mapping[str, Any], styles: Mapping[str, Style]) -> "Reader":
+    def of(
+        cls, stage: Stage, options: Mapping[str, Any], styles: Mapping[str, Style], longest: int | None = None
+    ) -> "Reader":
         """Return it for a model's first stage and the options of a caller."""
         reads = stage.prompt is not None and stage.prompt.kind in PROMPTS
-        return cls(A1111 if reads else PLAIN, options[SKIP] - 1, SOURCES[options[NOISE]], styles)
+        return cls(A1111 if reads else PLAIN, options[SKIP] - 1, SOURCES[options[NOISE]], styles, longest)
 
     def fields(self, prompt: str, negative_prompt: str, styles: Sequence[str] = ()) -> dict[str, Any]:
         """Return the fields of a `Request` that follow, with styles of these names around its prompts.
 
         Raises:
-            InvalidRequest: The model reads prompts plainly, and one has a network or a weight.
+            InvalidRequest: The model reads prompts plainly, and one has a network or a weight; or one is too long.
             LdmrtError: There is no such style.
         """
         added = chosen(self.styles, styles)
-        prompt = styled(prompt, [style.prompt for style in added])
-        negative_prompt = styled(negative_prompt, [style.negative_prompt for style in added])
+        prompt = styled(prompt, [style.prompt for style in added], self.longest)
+        negative_prompt = styled(negative_prompt, [style.negative_prompt for style in added], self.longest)
         for text in (prompt, negative_prompt) if self.syntax == PLAIN else ():
             for pattern, problem in ((NETWORKS, "no networks in a prompt"), (WEIGHT, "no weights in a prompt")):
                 if found := pattern.search(text):

@@ -46,7 +46,7 @@ async def drawn(http: HTTPRequest, body: Drawing) -> dict[str, Any]:
     server = server_of(http)
     own, given = of_caller(http), checked(server, body.override_settings or {})
     options = {**own, **given}
-    reader = Reader.of(server.service.models[options[MODEL]].stage, options, server.styles)
+    reader = Reader.of(server.service.models[options[MODEL]].stage, options, server.styles, server.limits.prompt)
     job = await submit(http, lambda: body.request(reader), options[MODEL])
     if not body.override_settings_restore_afterwards:
         own.update(given)

@@ -115,7 +115,7 @@ def test_the_own_api_takes_weights_by_name(server: Running, styled: Pipeline) ->
         refused = http.post("/v1/requests", json={**body, "loras": {"oyl": 1.0}})
         assert refused.status_code == 422
         assert "no LoRA 'oyl' is loaded, did you mean 'oil'?; expected oil" in refused.json()["detail"]
-        for wrong in ({"oil": "much"}, {"oil": None}, ["oil"], {"oil": 1e999}):
+        for wrong in ({"oil": "much"}, {"oil": "0.5"}, {"oil": None}, ["oil"], {"oil": 1e999}):
             content = str(wrong).replace("'", '"').replace("None", "null").replace("inf", "1e999")
             text = f'{{"prompt": "a", "loras": {content}}}'
             answered = http.post("/v1/requests", content=text, headers={"Content-Type": "application/json"})
@@ -129,3 +129,10 @@ def test_a_model_that_reads_prompts_plainly_refuses_weights() -> None:
     for prompt, says in (("a (pear:1.2)", "no weights in a prompt"), ("a <lora:oil:1>", "no networks in a prompt")):
         with pytest.raises(InvalidRequest, match=says):
             reader.fields(prompt, "")
+
+
+def test_styles_that_grow_a_prompt_are_refused_before_it_is_made() -> None:
+    reader = Reader("plain", 0, "ldmrt", {"double": Style("{prompt} and {prompt}", "")}, 1000)
+    assert len(reader.fields("a", "", ["double"] * 4)["prompt"]) == 16 + 15 * 5
+    with pytest.raises(InvalidRequest, match="too many characters of a prompt with its styles"):
+        reader.fields("a", "", ["double"] * 64)

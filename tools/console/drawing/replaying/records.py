@@ -27,7 +27,14 @@ OPENING = {
     "safety": str,
 }
 MOST_PASSES = 100
-DAMAGE = (TypeError, KeyError, ValueError, AttributeError, IndexError)  # of values of other kinds than were written
+DAMAGE = (
+    TypeError,
+    KeyError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+)  # of values of other kinds than were written
 PLACES = ("", "out")  # folders in which a bundle is looked for by its name, beside the image's own
 INPUTS = (*IMAGES, "controls", "latents")
 
@@ -217,7 +224,7 @@ def find_bundle(image: Description, given: Path | None, name: object = None, opt
     name = str((image.parameters or {}).get("bundle") if name is None else name)
     if Path(name).name == name and name not in ("", ".", ".."):
         for folder in (*map(Path, PLACES), image.path.parent):
-            if (folder / name / "ldmrt.json").is_file():
+            if os.path.isfile(folder / name / "ldmrt.json"):  # False of a name that is too long
                 return folder / name
     raise LdmrtError("replay", f"no bundle {name!r:.100} is here", hint=f"ldmrt replay {image.path} {option} FOLDER")
 
@@ -234,12 +241,12 @@ def find_input(image: Description, record: object, folder: Path | None) -> Path:
         raise LdmrtError("replay", problem, expected="an image that was drawn from prompts alone, or from files")
     name = Path(str(known.get("file"))).name
     places = [folder] if folder is not None else [Path(), image.path.parent]
-    files = [place / name for place in places if name and (place / name).is_file()]
+    files = [place / name for place in places if name and os.path.isfile(place / name)]
     if not files:
         where = " and ".join(str(place.absolute()) for place in dict.fromkeys(places))
         hint = f"ldmrt replay {image.path} --inputs FOLDER"
         raise LdmrtError(
-            "replay", f"{name} is gone, which the image was drawn from", expected=f"it in {where}", hint=hint
+            "replay", f"{name!s:.100} is gone, which the image was drawn from", expected=f"it in {where}", hint=hint
         )
     hashes = {}
     for file in files:
