@@ -16,7 +16,7 @@ LONGEST = 200  # characters of a name
 
 
 @dataclass(frozen=True)
-class UpscaleFacts:
+class UpscaleProperties:
     """Says what an upscale model is; the names are those of `ldmrt.model.vision.upscale_model.UpscaleNetwork`."""
 
     name: str
@@ -26,7 +26,7 @@ class UpscaleFacts:
     minimum: int
 
     @classmethod
-    def from_json(cls, value: object) -> "UpscaleFacts":
+    def from_json(cls, value: object) -> "UpscaleProperties":
         """Read the entry of a manifest.
 
         Raises:
@@ -55,7 +55,7 @@ def is_upscale_model(path: Path) -> bool:
         return False
 
 
-def open_upscale_bundle(path: Path, *, check: bool = True) -> tuple[Bundle, UpscaleFacts]:
+def open_upscale_bundle(path: Path, *, check: bool = True) -> tuple[Bundle, UpscaleProperties]:
     """Open the bundle of an upscale model.
 
     Args:
@@ -70,13 +70,13 @@ def open_upscale_bundle(path: Path, *, check: bool = True) -> tuple[Bundle, Upsc
         if UPSCALE_MODEL not in manifest:
             hint = "ldmrt export MODEL.pth BUNDLE"
             raise BundleError("bundle", f"{path} is no upscale model", expected="a bundle of one", hint=hint)
-        facts = UpscaleFacts.from_json(manifest[UPSCALE_MODEL])
+        properties = UpscaleProperties.from_json(manifest[UPSCALE_MODEL])
         check_named(manifest, (UPSCALER,))
         bundle = Bundle(path, manifest, {}, ())
         ends = [[(spec.name, spec.shape) for spec in side] for side in bundle.specs(UPSCALER)]
-        side = tuple(f"{name}/{facts.scale}" if facts.scale > 1 else name for name in ("height", "width"))
+        side = tuple(f"{name}/{properties.scale}" if properties.scale > 1 else name for name in ("height", "width"))
         if ends != [[("image", ("batch", 3, *side))], [("enlarged", ("batch", 3, "height", "width"))]]:
             raise _damaged("one image in and one out")
         for file in bundle.models(UPSCALER):
             bundle.contents.graph(UPSCALER, file.relative_to(path).as_posix())
-        return bundle, facts
+        return bundle, properties

@@ -18,7 +18,7 @@ from ldmrt.runtime.errors import InvalidRequest, LdmrtError, NotFinite
 from ldmrt.runtime.images.reading import MAX_PIXELS, read, resized_to
 
 from .tiling import Floats, fades, tiles
-from .upscale_bundle import UpscaleFacts, open_upscale_bundle
+from .upscale_bundle import UpscaleProperties, open_upscale_bundle
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +42,7 @@ class UpscaleModel:
     """Enlarges images by a constant scale.
 
     Attributes:
-        facts: What the model is.
+        properties: What the model is.
         engines: Its network.
         tile: The side of a tile in pixels of the image that is enlarged; it decides how much memory a tile takes.
         overlap: How many pixels neighbouring tiles share. They fade into each other over the middle half of it, so that
@@ -51,7 +51,7 @@ class UpscaleModel:
         batch: How many tiles the network takes at once.
     """
 
-    facts: UpscaleFacts
+    properties: UpscaleProperties
     engines: LazyEngines = field(repr=False)
     tile: int = TILE
     overlap: int = OVERLAP
@@ -59,7 +59,7 @@ class UpscaleModel:
 
     def __post_init__(self) -> None:
         """Refuse tiles that cannot be laid out."""
-        multiple = self.facts.multiple
+        multiple = self.properties.multiple
         for name, value, least, most in (
             ("tile", self.tile, 2 * multiple, LARGEST_TILE),
             ("overlap", self.overlap, multiple, self.tile // 2),
@@ -73,7 +73,7 @@ class UpscaleModel:
     @property
     def name(self) -> str:
         """Return the name of the file that the model was exported from, without its ending."""
-        return self.facts.name
+        return self.properties.name
 
     def steps(self, pixels: Pixels) -> Iterator[Progress]:
         """Enlarge an image, and yield after each batch of tiles.
@@ -85,14 +85,14 @@ class UpscaleModel:
             LdmrtError: The enlarged image would be too large.
             NotFinite: The network returned infinities or NaN.
         """
-        scale, (height, width) = self.facts.scale, pixels.shape[:2]
+        scale, (height, width) = self.properties.scale, pixels.shape[:2]
         if not pixels.size or height * width * scale**2 > MAX_PIXELS:
             expected, found = f"1 to {MAX_PIXELS / 1e6:.0f} megapixels after it", f"{width}x{height}, x{scale}"
             raise LdmrtError(UPSCALER, "the image cannot be enlarged", expected=expected, found=found)
-        image = padded(pixels.transpose(2, 0, 1)[None] / np.float32(255), self.facts)
-        multiple, shape = self.facts.multiple, image.shape[2:]
-        cells, shared = -(-max(self.tile, self.facts.minimum) // multiple), -(-self.overlap // multiple)
-        even = self.facts.minimum <= multiple  # else a smaller tile may be too small
+        image = padded(pixels.transpose(2, 0, 1)[None] / np.float32(255), self.properties)
+        multiple, shape = self.properties.multiple, image.shape[2:]
+        cells, shared = -(-max(self.tile, self.properties.minimum) // multiple), -(-self.overlap // multiple)
+        even = self.properties.minimum <= multiple  # else a smaller tile may be too small
         total = math.prod(len(fades(side // multiple, cells, 1, even=even, shared=shared)) for side in shape)
         cut = tiles(image, cells, (multiple, multiple * scale), even=even, shared=shared)
         made, done = np.zeros((1, 3, *(side * scale for side in shape)), np.float32), 0
@@ -169,16 +169,16 @@ def open_upscale_model(
         BundleError: The bundle is missing, damaged, or no upscale model.
         LdmrtError: An argument is invalid, or a package is missing.
     """
-    opened, facts = open_upscale_bundle(local_bundle(bundle), check=check)
+    opened, properties = open_upscale_bundle(local_bundle(bundle), check=check)
     engines = open_engines(opened, backend, BackendSettings(threads, compute=compute))
-    return UpscaleModel(facts, engines, tile, overlap, batch)
+    return UpscaleModel(properties, engines, tile, overlap, batch)
 
 
-def padded(image: Floats, facts: UpscaleFacts) -> Floats:
+def padded(image: Floats, properties: UpscaleProperties) -> Floats:
     """Pad an image (1, C, H, W) on the right and below to a size that the network takes, as spandrel does."""
     for axis in (2, 3):
         side = image.shape[axis]
-        needed = -(-max(side, facts.minimum) // facts.multiple) * facts.multiple - side
+        needed = -(-max(side, properties.minimum) // properties.multiple) * properties.multiple - side
         mirrored = min(needed, side - 1)
         for count, mode in ((mirrored, "reflect"), (needed - mirrored, "edge")):
             pads = [(0, count if one == axis else 0) for one in range(4)]

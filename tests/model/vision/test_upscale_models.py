@@ -22,7 +22,7 @@ from ldmrt.model.vision.upscale_model import load_upscale_model
 from ldmrt.runtime import InvalidRequest, LdmrtError, NotFinite, UpscaleModel, open_upscaler
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.graphs import UPSCALER
-from ldmrt.runtime.pipeline.autoencoder.upscale_bundle import UpscaleFacts
+from ldmrt.runtime.pipeline.autoencoder.upscale_bundle import UpscaleProperties
 from ldmrt.runtime.pipeline.autoencoder.upscale_model import padded
 
 from ...tools.conftest import command
@@ -81,7 +81,7 @@ def check_against_spandrel(bundle: Path, file: Path) -> None:
         for size in SIZES:
             pixels = noise(*size)
             expected = oracle(tensor(pixels)).numpy()
-            found = model.engines[UPSCALER](image=padded(tensor(pixels).numpy(), model.facts))["enlarged"]
+            found = model.engines[UPSCALER](image=padded(tensor(pixels).numpy(), model.properties))["enlarged"]
             found = found[..., : expected.shape[2], : expected.shape[3]]
             assert np.abs(found - expected).max() <= EXACT * np.abs(expected).max(), size
             levels = np.rint(expected[0].transpose(1, 2, 0) * 255)
@@ -111,7 +111,7 @@ def test_padding_is_spandrels(multiple: int, minimum: int) -> None:
     for size in SIZES:
         image = tensor(noise(*size))
         expected = pad_tensor(image, SizeRequirements(minimum, multiple))[1].numpy()
-        found = padded(image.numpy(), UpscaleFacts("a", "b", 1, multiple, minimum))
+        found = padded(image.numpy(), UpscaleProperties("a", "b", 1, multiple, minimum))
         np.testing.assert_array_equal(found, expected)
 
 
@@ -121,14 +121,14 @@ def test_tiles_are_the_whole_image_where_overlaps_cover_what_the_network_sees(ma
         whole = model.upscale(pixels)
 
         def differing(overlap: int, batch: int = 1, tile: int = 48) -> float:
-            tiled = UpscaleModel(model.facts, model.engines, tile, overlap, batch).upscale(pixels)
+            tiled = UpscaleModel(model.properties, model.engines, tile, overlap, batch).upscale(pixels)
             assert tiled.shape == whole.shape == (360, 520, 3)
             return float((tiled != whole).mean())
 
         # A quarter of the overlap, 6 pixels, covers the 5 that the network sees: sums of weights round a few levels.
         assert max(differing(24), differing(24, batch=3), differing(21, tile=49)) < 1e-3
         assert differing(4) > 0.01
-        steps = list(UpscaleModel(model.facts, model.engines, 48, 24, 4).steps(pixels))
+        steps = list(UpscaleModel(model.properties, model.engines, 48, 24, 4).steps(pixels))
         assert [(step.done, step.total, step.pixels is None) for step in steps][-2:] == [
             (12, 15, True),
             (15, 15, False),
@@ -147,7 +147,7 @@ def test_modes_of_images(made: Path) -> None:
             given = Image.new("I;16", (14, 9), 7000) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
             assert (model(given).mode, model(given).size) == (kept, (56, 36)), mode
         with pytest.raises(InvalidRequest, match="tiles of this size cannot be laid out"):
-            UpscaleModel(model.facts, model.engines, 32, 17)
+            UpscaleModel(model.properties, model.engines, 32, 17)
         with pytest.raises(LdmrtError, match="the image cannot be enlarged"):
             model.upscale(np.zeros((3000, 3000, 3), np.uint8))
 
@@ -156,7 +156,7 @@ def test_modes_of_images(made: Path) -> None:
                 return {"enlarged": np.full((1, 3, 36, 56), np.nan, np.float32)}
 
         with pytest.raises(NotFinite, match="the enlarged image is not finite"):
-            UpscaleModel(model.facts, {UPSCALER: Broken()}).upscale(pixels[..., :3])  # type: ignore[dict-item, arg-type]
+            UpscaleModel(model.properties, {UPSCALER: Broken()}).upscale(pixels[..., :3])  # type: ignore[dict-item, arg-type]
 
 
 def changed(change: Callable[[dict[str, Tensor]], object]) -> dict[str, Tensor]:
