@@ -13,7 +13,7 @@ from PIL import Image
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.tools.console.drawing.image_paths import free_path, numbered
-from ldmrt.tools.console.drawing.images import LONGEST, grid, save_image, save_png
+from ldmrt.tools.console.drawing.images import GAP, LONGEST, grid, save_image, save_png
 
 
 def pictures(n: int) -> np.ndarray:
@@ -23,19 +23,14 @@ def pictures(n: int) -> np.ndarray:
 @pytest.mark.parametrize(("n", "columns"), [(1, 1), (4, 2), (5, 3), (3, 5)])
 def test_grid_holds_every_picture_in_its_place(n: int, columns: int) -> None:
     given = pictures(n)
-    sheet = grid(given, columns, gap=2)
+    sheet = grid(given, columns)
     rows = -(-n // columns)
-    assert sheet.shape == (rows * 6 - 2, columns * 8 - 2, 3)
+    assert sheet.shape == (rows * (4 + GAP) - GAP, columns * (6 + GAP) - GAP, 3)
     for i, picture in enumerate(given):
-        top, left = i // columns * 6, i % columns * 8
+        top, left = i // columns * (4 + GAP), i % columns * (6 + GAP)
         np.testing.assert_array_equal(sheet[top : top + 4, left : left + 6], picture)
         sheet[top : top + 4, left : left + 6] = 255
     assert (sheet == 255).all()
-
-
-def test_grid_without_gap() -> None:
-    given = pictures(4)
-    np.testing.assert_array_equal(grid(given, 4, gap=0), np.concatenate(list(given), axis=1))
 
 
 def test_notes_come_back(tmp_path: Path) -> None:
