@@ -30,12 +30,12 @@ BEGUN = time.monotonic()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--minutes", type=float, help="skip slow tests that have not begun by then")
+    parser.addoption("--minutes", type=float, help="skip tests that have not begun after so many minutes")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     minutes = item.config.getoption("minutes")
-    if minutes is not None and item.get_closest_marker("slow") and time.monotonic() - BEGUN > 60 * minutes:
+    if minutes is not None and time.monotonic() - BEGUN > 60 * minutes:
         pytest.skip(f"no time is left of {minutes:g} minutes")
 
 
