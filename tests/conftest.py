@@ -9,7 +9,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,19 +23,6 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ldmrt-tests-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Waiting for the disk takes longer than most tests, and nothing here has to outlive a power failure.
 os.fsync = lambda handle: None  # type: ignore[assignment]
-
-
-BEGUN = time.monotonic()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--minutes", type=float, help="skip tests that have not begun after so many minutes")
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    minutes = item.config.getoption("minutes")
-    if minutes is not None and time.monotonic() - BEGUN > 60 * minutes:
-        pytest.skip(f"no time is left of {minutes:g} minutes")
 
 
 @pytest.hookimpl(trylast=True)  # after those that are not selected have been taken out

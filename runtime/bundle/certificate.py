@@ -1,7 +1,7 @@
 """The measured differences between an exported model and its reference, each with its tolerance."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -204,12 +204,12 @@ class Certificate:
         }
         return replace(self, **parts, islands={})
 
-    def unproven(self, components: Iterable[str]) -> list[str]:
+    def unproven(self, components: Collection[str]) -> list[str]:
         """List what was not measured at all of a bundle with these components."""
         seen = {figure.component for figure in self.figures} | {case.component for case in self.left_out}
         lines = [f"nothing of {name} was measured" for name in components if name not in seen]
         for key, name, measured in (("rows", "row", self.drifts), ("picture", "image", self.pictures)):
-            lines += [] if measured or key in seen or seen == {UPSCALER} else [f"no {name} was measured"]
+            lines += [] if measured or key in seen or UPSCALER in components else [f"no {name} was measured"]
         return lines
 
     @property

@@ -174,7 +174,7 @@ def generate(
     from ldmrt.tools.console.drawing.image_paths import check_name, depth_of, free_path, latents_of, numbered
     from ldmrt.tools.console.drawing.images import grid, save_depth, save_image
     from ldmrt.tools.console.drawing.latents import read_latents, save_array
-    from ldmrt.tools.console.drawing.making import Making, open_between, upscaler_record
+    from ldmrt.tools.console.drawing.making import Making, open_hires_upscaler, upscaler_record
     from ldmrt.tools.console.drawing.metadata import ends_of, of_request, of_result
     from ldmrt.tools.console.drawing.rows import in_parts, in_rows, save_rows
     from ldmrt.tools.console.progress import console
@@ -188,7 +188,7 @@ def generate(
     steering = collected(controls)
     given = {"prompt": prompts or None, "controls": steering, "latents": read_latents(latents), **options}
     given = worded(given, styles, style, wildcards)
-    with_model = open_between(given["hires_upscaler"], opening)
+    with_model = open_hires_upscaler(given["hires_upscaler"], opening)
     request = request_of(given if with_model is None else {**given, "hires_upscaler": with_model})
     check_name(out)
     begin = time.perf_counter()

@@ -23,7 +23,7 @@ NO_SECOND_PASS: dict[str, Any] = {
     name: getattr(Fields, name) for name in ("hires", "hires_strength", "hires_steps", "hires_upscaler")
 }
 
-UPSCALED = 3  # times, at most (`Upscaler.upscale` in AUTOMATIC1111's modules/upscaler.py)
+MOST_CALLS = 3  # of an upscale model (`Upscaler.upscale` in AUTOMATIC1111's modules/upscaler.py)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Pass:
 
         Lanczos then brings it to that size, as it does any image that a pass begins with.
         """
-        for _ in range(UPSCALED):
+        for _ in range(MOST_CALLS):
             before, image = image.shape, upscaler.upscale(image)
             sides = zip(image.shape, (self.request.height, self.request.width), strict=False)
             if image.shape == before or all(side >= (wanted or 0) for side, wanted in sides):

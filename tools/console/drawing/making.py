@@ -87,7 +87,7 @@ class Making:
         return notes({**facts, MADE: made_of_several(records, columns)})
 
 
-def open_between(name: str, opening: Mapping[str, Any]) -> UpscaleModel | None:
+def open_hires_upscaler(name: str, opening: Mapping[str, Any]) -> UpscaleModel | None:
     """Open the upscale model that a second pass is drawn through, on the backend that draws.
 
     Args:

@@ -23,7 +23,7 @@ from ldmrt.runtime.pipeline.refined import RefinedPipeline
 from ldmrt.tools.console.drawing.embedded.fields import opened
 from ldmrt.tools.console.drawing.embedded.programs import Description
 from ldmrt.tools.console.drawing.images import GAP, encode, grid
-from ldmrt.tools.console.drawing.making import Making, open_between, upscaler_record
+from ldmrt.tools.console.drawing.making import Making, open_hires_upscaler, upscaler_record
 
 from .records import DAMAGE, Drawn, Record, damaged
 
@@ -76,7 +76,7 @@ def replay(
     ended = record.refiner
     about = refiner_of(ended.name, local_bundle(refiner), ended.start) if refiner and ended else None
     with contextlib.ExitStack() as held:
-        if model := None if upscaler is None else open_between(str(upscaler), opening):
+        if model := None if upscaler is None else open_hires_upscaler(str(upscaler), opening):
             held.enter_context(model)
             drawn = [replace(each, request=replace(each.request, hires_upscaler=model)) for each in drawn]
         base: Pipeline = held.enter_context(_open(image, bundle, {**opening, "scheduler": record.config}))
