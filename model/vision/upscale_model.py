@@ -49,7 +49,6 @@ class UpscaleNetwork:
         scale: How many times larger a side becomes.
         multiple: Height and width have to be multiples of it.
         minimum: They have to be so many pixels at least.
-        half: Whether the network may compute in float16.
     """
 
     network: nn.Module = field(repr=False)
@@ -58,7 +57,6 @@ class UpscaleNetwork:
     scale: int
     multiple: int
     minimum: int
-    half: bool
 
     @property
     def config(self) -> JsonObject:
@@ -108,23 +106,17 @@ def load_upscale_model(path: str | Path, dtype: torch.dtype = torch.float32) -> 
     if kind not in ARCHITECTURES:
         problem = f"{path} has an architecture that is not exported"
         raise LdmrtError(UPSCALER, problem, expected=" or ".join(ARCHITECTURES), found=kind)
-    problem = f"{path} is a model of {kind}, which does not enlarge any image by itself"
-    if found.purpose not in ("SR", "Restoration"):
-        raise LdmrtError(UPSCALER, problem, expected="super-resolution or restoration", found=found.purpose)
+    problem = f"{path} is a model of {kind} that is not exported"
     if (channels := (found.input_channels, found.output_channels)) != (3, 3):
         raise LdmrtError(UPSCALER, problem, expected="3 channels in, 3 out", found="{} in, {} out".format(*channels))
     if not 1 <= found.scale <= LARGEST_SCALE:
         raise LdmrtError(UPSCALER, problem, expected=f"a scale of 1 to {LARGEST_SCALE}", found=found.scale)
-    if dtype == torch.float16 and not found.supports_half:
-        problem = f"{kind} does not compute in float16"
-        raise LdmrtError(UPSCALER, problem, expected="fp32", hint="--precision fp32")
     network = _Network(found.model, found._call_fn).to(dtype).requires_grad_(False)
     for key, weight in network.state_dict().items():
         if weight.is_floating_point() and not finite(weight):
             hint = "" if dtype == torch.float32 else "--precision fp32"
             raise LdmrtError(UPSCALER, f"{key} in {path} is not finite", hint=hint)
-    size = needs.multiple_of, needs.minimum
-    return UpscaleNetwork(network, path.stem, kind, found.scale, *size, found.supports_half)
+    return UpscaleNetwork(network, path.stem, kind, found.scale, needs.multiple_of, needs.minimum)
 
 
 def read_descriptor(path: Path) -> "ModelDescriptor | None":

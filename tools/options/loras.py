@@ -35,6 +35,19 @@ def weights_of(loras: Sequence[WeighedFile]) -> dict[str, float] | None:
     return weights or None
 
 
+def refuse_with_ray(loras: Sequence[object], ray: object) -> None:
+    """Refuse LoRAs beside the replicas of `--ray`.
+
+    Raises:
+        LdmrtError: Both are asked for.
+    """
+    from ldmrt.runtime.errors import LdmrtError
+
+    if loras and ray is not None:
+        problem, hint = "the replicas of --ray load no LoRA", "a bundle with it merged: ldmrt export --lora"
+        raise LdmrtError("--lora", problem, expected="only one of them", hint=hint)
+
+
 def load_loras(pipeline: "Pipeline", loras: Sequence[WeighedFile]) -> "JsonObject | None":
     """Load LoRAs into a pipeline, and return the record of their files by name; None where there is none."""
     names = [pipeline.load_lora(lora.path) for lora in loras]

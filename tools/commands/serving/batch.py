@@ -14,7 +14,7 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.checkpoint import WeighedFile
 from ldmrt.tools.options.cluster import with_ray
 from ldmrt.tools.options.drawing import BATCH, HOW, with_opening, with_options
-from ldmrt.tools.options.loras import LORA, load_loras, stated_loras, weights_of
+from ldmrt.tools.options.loras import LORA, load_loras, refuse_with_ray, stated_loras, weights_of
 from ldmrt.tools.options.to_request import flags, request_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,6 @@ def batch(
     Example: ldmrt batch out/emoji64 prompts.jsonl out/emoji --steps 20
     """
     from ldmrt.runtime.bundle.hub import local_bundle
-    from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.optional import unavailable
     from ldmrt.runtime.pipeline.infotext.record import digest_of_bundle
     from ldmrt.runtime.pipeline.opening import open_pipeline
@@ -95,9 +94,7 @@ def batch(
         except ImportError as error:
             raise unavailable(error, "batch") from None
         scale = Scale.read(**ray)
-    if loras and ray is not None:
-        problem, hint = "the replicas of --ray load no LoRA", "a bundle with it merged: ldmrt export --lora"
-        raise LdmrtError("--lora", problem, expected="only one of them", hint=hint)
+    refuse_with_ray(loras, ray)
     options |= {"scheduler_settings": settings, "loras": weights_of(loras)}
     example = request_of(options)
     config = None if scheduler_config is None else read_scheduler(scheduler_config)

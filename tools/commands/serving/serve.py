@@ -13,6 +13,7 @@ from ldmrt.serve.jobs.defaults import GRACE, SECONDS, WAITING
 from ldmrt.tools.options.cluster import with_ray
 from ldmrt.tools.options.common import Choice
 from ldmrt.tools.options.drawing import with_opening
+from ldmrt.tools.options.loras import refuse_with_ray
 
 if TYPE_CHECKING:
     from ldmrt.runtime.pipeline.pipeline import Pipeline
@@ -67,7 +68,6 @@ def serve(
 
     Example: ldmrt serve out/emoji64 --port 7860
     """
-    from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.optional import unavailable
     from ldmrt.runtime.pipeline.prompts.styles import read_styles
     from ldmrt.serve.jobs.observers import JobLog, JsonLines, Observers
@@ -97,9 +97,7 @@ def serve(
     except ImportError as error:
         raise unavailable(error, "serve") from None
 
-    if loras and ray is not None:
-        problem, hint = "the replicas of --ray load no LoRA", "serve a bundle with it merged: ldmrt export --lora"
-        raise LdmrtError("--lora", problem, expected="only one of them", hint=hint)
+    refuse_with_ray(loras, ray)
     files = lora_files(loras)  # refused before anything is opened
     styles = {} if styles_file is None else read_styles(styles_file)
     owners = {} if keys is None else read_keys(keys)
