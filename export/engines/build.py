@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.engine_key import Recipe
+from ldmrt.runtime.bundle.engines.engine_key import REFIT, Recipe
 from ldmrt.runtime.bundle.engines.store import CHANGED, FOLDER, EngineFile, engines, write_engine
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock
 
-from .compiler import REFIT, Compiled, Watch, compile_engine
+from .compiler import Compiled, Watch, compile_engine
 from .refit import DIGEST, weights_sha256
 
 Compiler = Callable[[Path, Recipe, Watch], Compiled]

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ldmrt.runtime.backends.trt.session import MODULES
-from ldmrt.runtime.bundle.engines.engine_key import Recipe
+from ldmrt.runtime.bundle.engines.engine_key import REFIT, Recipe
 from ldmrt.runtime.bundle.engines.targets import PORTABLE, TITLES
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.nearest import suggestion
@@ -25,7 +25,6 @@ from ldmrt.runtime.optional import unavailable
 from .resident_memory import growth
 
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # Polygraphy reads it once, when it is imported
-REFIT = "refit"
 
 Watch = Callable[[str, float], bool]  # of a phase and how much of it is done; False stops the build
 

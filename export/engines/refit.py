@@ -14,7 +14,7 @@ import numpy as np
 
 from ldmrt.runtime.backends.trt.session import Refused, Session, must
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.engine_key import Recipe
+from ldmrt.runtime.bundle.engines.engine_key import REFIT, Recipe
 from ldmrt.runtime.bundle.engines.store import (
     FOLDER,
     EngineFile,
@@ -28,7 +28,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock
 from ldmrt.runtime.nearest import check_known
 
-from .compiler import REFIT, check_refit
+from .compiler import check_refit
 
 KEEPS = "INCLUDE_REFIT"  # of SerializationFlag, since TensorRT 10.14
 DIGEST = "weights_sha256"  # in an engine's sidecar

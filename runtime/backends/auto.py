@@ -1,13 +1,11 @@
 """Takes the fastest engine of a bundle: one that was built for this GPU and these shapes, else ONNX Runtime."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from threading import Lock
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.store import EngineFile, engines, runs_on
-from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.tensors import Array, Arrays, Engine, Shape, Shapes, conform
@@ -15,6 +13,7 @@ from ldmrt.runtime.tensors import Array, Arrays, Engine, Shape, Shapes, conform
 from .trt.cuda_graph import Binding
 from .trt.engine import TrtEngine, runs_fused
 from .trt.session import Session
+from .trt.sessions import unused_engines
 
 
 class AutoEngine:
@@ -96,39 +95,8 @@ def _attempt(
         return error
 
 
-def sessions(bundle: Bundle) -> list[Session]:
-    """Return the sessions of backends that have an engine in a bundle for this GPU, TensorRT before TensorRT-RTX."""
-    return [session for session in _tried(bundle) if isinstance(session, Session)]
-
-
-def unused_engines(bundle: Bundle) -> str:
-    """State why none of a bundle's engines can run here; empty where one can, or where the bundle has none."""
-    built = list(engines(bundle.path)) if bundle.manifest else []
-    tried = list(_tried(bundle))
-    if not built or any(isinstance(session, Session) for session in tried):
-        return ""
-    broken = [f"{engine.where} {engine.problem}" for engine in built if isinstance(engine, LdmrtError)]
-    reasons = [str(reason) for reason in tried] or broken[:1]
-    return f"{len(built)} engine{'s' if len(built) > 1 else ''} cannot run here: {'; '.join(reasons)}"
-
-
-def _tried(bundle: Bundle) -> Iterator[Session | str]:
-    """Yield, for each backend that has engines in a bundle, its session here, or why they cannot run."""
-    files = [engine for engine in engines(bundle.path) if isinstance(engine, EngineFile)] if bundle.manifest else []
-    for backend, title in TITLES.items():
-        if recipes := [file.recipe for file in files if file.recipe.backend == backend]:
-            try:
-                session = Session(backend)
-            except LdmrtError as error:  # no such library, or no GPU
-                yield error.problem
-                continue
-            targets = ", ".join(sorted({recipe.target for recipe in recipes}))
-            fits = any(runs_on(recipe, session.gpu) for recipe in recipes)
-            yield session if fits else f"{title}: they were built for {targets}, and this GPU is {session.gpu}"
-
-
 def makers(
-    bundle: Bundle, fallback: Mapping[str, Callable[[], Engine]], fused: bool | None
+    bundle: Bundle, fallback: Mapping[str, Callable[[], Engine]], usable: Sequence[Session], fused: bool | None
 ) -> dict[str, Callable[[], Engine]]:
     """Return what opens each graph of a bundle.
 
@@ -139,9 +107,10 @@ def makers(
     Args:
         bundle: The opened bundle.
         fallback: Opens each graph in ONNX Runtime.
+        usable: The sessions that have an engine for this GPU.
         fused: `BackendSettings.fused`.
     """
-    if not (usable := sessions(bundle)):
+    if not usable:
         if reason := unused_engines(bundle):
             warnings.warn(f"backend auto takes ONNX Runtime, as {reason}", LdmrtWarning, stacklevel=2)
         return dict(fallback)

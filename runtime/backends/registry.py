@@ -26,6 +26,7 @@ from .wrappers.text_encoder_cache import CachedTextEncoder
 
 if TYPE_CHECKING:
     from .openvino.ranges import Ranges
+    from .trt.session import Session
 
 AnEngine = TypeVar("AnEngine", bound=Engine)
 
@@ -42,6 +43,7 @@ class BackendSettings:
     watched: Watched | None = None  # the files as they were when the bundle was opened
     islands: Islands | None = None  # what OpenVINO keeps in float32 in a narrower precision; None: the certificate's
     ranges: "Mapping[str, Ranges] | None" = None  # of activations, for int8 in OpenVINO; None: the bundle's
+    sessions: "tuple[Session, ...] | None" = None  # of `open_sessions`; None: its own
 
 
 Makers = Mapping[str, Maker]  # by component
@@ -159,9 +161,8 @@ def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name
 def _tensorrt(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:
     """Return what opens each component in TensorRT, and the fused step if rows run by it."""
     from .trt.engine import TrtEngine, runs_fused
-    from .trt.session import Session
 
-    session = Session(backend)
+    (session,) = _sessions(bundle, backend, settings)
     steps = (STEP,) if runs_fused(bundle, session, settings.fused) else ()
     return {name: partial(TrtEngine, name, bundle, session) for name in (*bundle.components, *steps)}
 
@@ -170,7 +171,15 @@ def _auto(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:
     """Return what opens each graph by a built engine, or in ONNX Runtime; `backend` is "auto"."""
     from .auto import makers
 
-    return makers(bundle, _onnxruntime(bundle, "onnxruntime", settings), settings.fused)
+    usable = _sessions(bundle, backend, settings)
+    return makers(bundle, _onnxruntime(bundle, "onnxruntime", settings), usable, settings.fused)
+
+
+def _sessions(bundle: Bundle, backend: str, settings: BackendSettings) -> "tuple[Session, ...]":
+    """Return the sessions that were given, or else new ones."""
+    from .trt.sessions import open_sessions
+
+    return open_sessions(bundle, backend) if settings.sessions is None else settings.sessions
 
 
 BACKENDS: Mapping[str, Callable[[Bundle, str, BackendSettings], Makers]] = {
@@ -199,9 +208,9 @@ def available_backends(bundle: Bundle, compute: str = "fp32") -> tuple[str, ...]
     Raises:
         LdmrtError: There is none, as neither ONNX Runtime nor OpenVINO is installed.
     """
-    from .auto import sessions
     from .openvino.devices import available as openvino_available
     from .ort.engine import available
+    from .trt.sessions import sessions
 
     if compute != "fp32":
         return ("openvino",)  # which says where it cannot

@@ -4,8 +4,9 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from ldmrt.runtime.backends.registry import BackendSettings, check_name, open_engines
+from ldmrt.runtime.backends.registry import BackendSettings, check_compute, check_name, open_engines
 from ldmrt.runtime.backends.replaced_files import Watched
+from ldmrt.runtime.backends.trt.sessions import open_sessions
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
@@ -17,7 +18,8 @@ from .autoencoder.decode import Decoding
 from .autoencoder.safety import ON
 from .autoencoder.tiling import PASSES
 from .batch_size import Forecast, unet_profiles
-from .loras.loaded import Loras, Source
+from .loras.loaded import Loras
+from .loras.source import Source
 from .pipeline import Pipeline
 from .request.stages import check_order
 
@@ -82,6 +84,7 @@ def open_pipeline(
         LdmrtError: An argument is invalid, or a package is missing.
     """
     check_name(backend)
+    check_compute(backend, compute)
     decoding = decoding_of(tile, tile_passes, on_overflow, low_memory, keep_optimized, safety)
     config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler
     settings = BackendSettings(threads, low_memory, fused, keep_optimized, compute)
@@ -95,7 +98,8 @@ def open_pipeline(
         for issue in filter(None, (*opened.certificate_issues, opened.uncovered)) if check else ():
             hint = f"ldmrt verify {name} --against CHECKPOINT --store"
             warnings.warn(f"{name}: {issue}; next: {hint}", LdmrtWarning, stacklevel=3)
-        engines = open_engines(opened, backend, replace(settings, watched=watched))
+        sessions = open_sessions(opened, backend)
+        engines = open_engines(opened, backend, replace(settings, watched=watched, sessions=sessions))
         if check and (issue := opened.narrow_issue(backend, compute)):
             hint = "for images that are proven: --compute fp32"
             warnings.warn(f"{name}: {issue}; {hint}", LdmrtWarning, stacklevel=3)
@@ -110,7 +114,7 @@ def open_pipeline(
             Forecast.read(opened, backend),
             opened.schedulers,
             opened.network_bytes,
-            loras=Loras(Source(opened, backend, threads, low_memory)),
+            loras=Loras(Source(opened, backend, threads, low_memory, sessions)),
         )
         return pipeline, opened.then
 

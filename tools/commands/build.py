@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ldmrt.runtime.bundle.engines.engine_key import REFIT
 from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.tools.console.outputs import check_output
 from ldmrt.tools.console.verification.measure import verify_built
@@ -70,7 +71,7 @@ def build(
     opened = Bundle.open(bundle)
     check_output(bundle, "engines", folder=True)
     wanted, graphs = engines.wanted(opened), engines.graphs(opened)
-    flags = (compiler.REFIT,) if refit else ()
+    flags = (REFIT,) if refit else ()
     version, targets = compiler.version(backend), targets_of(target)
     compiler.check_targets(backend, targets, flags)
     wished = recipes(opened, wanted, backend=backend, version=version, targets=targets, flags=flags, graphs=graphs)

@@ -100,9 +100,9 @@ def verify(
         write(certificate, measured, None, as_json, junit, None)
         conclude(certificate)
         return
-    from ldmrt.runtime.backends.auto import unused_engines
     from ldmrt.runtime.backends.openvino.ranges import read_ranges, to_bytes, with_ranges
     from ldmrt.runtime.backends.registry import available_backends, unavailable_precision
+    from ldmrt.runtime.backends.trt.sessions import unused_engines
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.errors import LdmrtError, printable
     from ldmrt.runtime.nearest import check_known

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol, SupportsInt
 
-from ldmrt.runtime.tensors import Shape
+from ldmrt.runtime.tensors import Array, Shape
 
 
 class EngineValidity(Protocol):
@@ -77,6 +77,7 @@ class CudaEngine(Protocol):
     """A plan that is loaded (tensorrt.ICudaEngine)."""
 
     num_io_tensors: int
+    refittable: bool  # whether its weights can be replaced
 
     def get_tensor_name(self, index: int) -> str:
         """Return the name of an input or output by its number."""
@@ -101,6 +102,22 @@ class CudaEngine(Protocol):
 
     def serialize_with_config(self, config: SerializationConfig) -> bytes | None:
         """Return the engine as a plan, in TensorRT's own memory."""
+
+
+class Refitter(Protocol):
+    """Replaces weights of a loaded engine (tensorrt.Refitter)."""
+
+    def get_all_weights(self) -> Sequence[str]:
+        """Return the names of all weights."""
+
+    def get_missing_weights(self) -> Sequence[str]:
+        """Return the names of those that have to be given too, as layers are fused."""
+
+    def set_named_weights(self, name: str, weights: Array) -> bool:
+        """Give weights, which are read where they are by `refit_cuda_engine`."""
+
+    def refit_cuda_engine(self) -> bool:
+        """Replace what was given, and wait for it."""
 
 
 class Runtime(Protocol):

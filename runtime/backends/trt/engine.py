@@ -4,7 +4,9 @@ Calls are those of ONNX Runtime's engine. A caller that loops can do better: `bi
 after row with outputs fed back as inputs, and download at the end; that waits for the GPU once for each image.
 """
 
+import weakref
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 from ldmrt.runtime.bundle.bundle import Bundle
@@ -15,6 +17,7 @@ from ldmrt.runtime.tensors import Array, Arrays, Bound, Shapes, bound_as, confor
 
 from .cuda_graph import Binding
 from .loaded_engine import LoadedPlan
+from .refitting import OtherWeights
 from .session import Session
 
 BOUND = 8  # sets of shapes that keep their buffers; those used longest ago are freed first
@@ -23,8 +26,14 @@ BOUND = 8  # sets of shapes that keep their buffers; those used longest ago are 
 class TrtEngine:
     """Runs one component of a bundle. The first call with new shapes finds, checks and loads the engine for them."""
 
-    def __init__(self, component: str, bundle: Bundle, session: Session) -> None:
+    def __init__(self, component: str, bundle: Bundle, session: Session, weights: OtherWeights | None = None) -> None:
         """Take inputs and outputs from the manifest; no engine is loaded yet.
+
+        Args:
+            component: The component, or a graph beside one.
+            bundle: The bundle that holds the engines.
+            session: The library and the GPU.
+            weights: Take the place of weights of every engine that is loaded, which has to be built with --refit.
 
         Raises:
             BundleError: The bundle has no manifest, so engines cannot be checked.
@@ -32,11 +41,12 @@ class TrtEngine:
         if not bundle.manifest:
             hint = "ldmrt export CHECKPOINT BUNDLE, or --backend onnxruntime"
             raise BundleError(component, f"{bundle.path} has no manifest that engines could be checked with", hint=hint)
-        self.component, self._bundle, self._session = component, bundle, session
+        self.component, self._bundle, self._session, self._weights = component, bundle, session, weights
         self.inputs, self.outputs = bundle.specs(component)
         self._plans: dict[Path, LoadedPlan] = {}
         self._bindings: dict[Bound, Binding] = {}
         self._grown: dict[tuple[Bound, frozenset[str]], Shapes] = {}
+        weakref.finalize(self, session.close_later, partial(_close, self._bindings, self._plans)).atexit = False
 
     def find(self, shapes: Shapes) -> EngineFile:
         """Find the engine file for these shapes, without reading its plan; see `find_engine`."""
@@ -48,6 +58,7 @@ class TrtEngine:
             version=session.version,
             gpu=session.gpu,
             shapes=shapes,
+            refit=self._weights is not None,
         )
 
     def bind(self, shapes: Shapes, feedback: Mapping[str, str] | None = None, most: Collection[str] = ()) -> Binding:
@@ -63,6 +74,7 @@ class TrtEngine:
             EngineNotFound: No engine fits; it states the command that builds one.
         """
         with self._session.turn:
+            self._session.close_dropped()
             return self._bind(shapes, dict(feedback or {}), most)
 
     def _bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str]) -> Binding:
@@ -96,7 +108,7 @@ class TrtEngine:
 
     def _loaded(self, file: EngineFile) -> LoadedPlan:
         if file.folder not in self._plans:
-            self._plans[file.folder] = LoadedPlan(self._session, file, self._bundle)
+            self._plans[file.folder] = LoadedPlan(self._session, file, self._bundle, self._weights)
         return self._plans[file.folder]
 
     def __call__(self, **arrays: Array) -> Arrays:
@@ -109,13 +121,19 @@ class TrtEngine:
 
     def close(self) -> None:
         """Free everything; a later call loads again."""
-        for binding in self._bindings.values():
-            binding.close()
-        self._bindings.clear()
         self._grown.clear()
-        for plan in self._plans.values():
-            plan.close()
-        self._plans.clear()
+        _close(self._bindings, self._plans)
+        self._session.close_dropped()
+
+
+def _close(bindings: dict[Bound, Binding], plans: dict[Path, LoadedPlan]) -> None:
+    """Free bindings and the plans that they are of."""
+    for binding in bindings.values():
+        binding.close()
+    bindings.clear()
+    for plan in plans.values():
+        plan.close()
+    plans.clear()
 
 
 def runs_fused(bundle: Bundle, session: Session, fused: bool | None) -> bool:

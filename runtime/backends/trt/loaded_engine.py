@@ -5,23 +5,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.store import EngineFile
+from ldmrt.runtime.bundle.engines.store import EngineFile, rebuild
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.tensors import Shape, Shapes, Specs, TensorSpec
 
 from .api import CudaEngine, ExecutionContext, RuntimeCache, RuntimeConfig
+from .refitting import OtherWeights, replace_weights
 from .session import ELSEWHERE, Refused, Session, must
 
 
 class LoadedPlan:
     """An engine file, deserialised. Its bindings are to be closed before it."""
 
-    def __init__(self, session: Session, file: EngineFile, bundle: Bundle) -> None:
-        """Check the plan's bytes, load it, and compare its tensors with the manifest.
+    def __init__(self, session: Session, file: EngineFile, bundle: Bundle, weights: OtherWeights | None = None) -> None:
+        """Check the plan's bytes, load it, replace weights where some are given, and compare its tensors.
 
         Raises:
-            LdmrtError: The plan was changed, does not run on this GPU, or has other inputs or outputs.
+            LdmrtError: The plan was changed, does not run on this GPU, does not take the weights, or has other inputs
+                or outputs than the manifest says.
         """
         self.session, self.file, self.component = session, file, file.recipe.component
         plan = file.read(bundle)
@@ -30,6 +32,13 @@ class LoadedPlan:
             self._check_validity(plan)
             with session.explained(self.component, f"engine {file.folder.name} cannot be loaded"):
                 engine = must(session.runtime.deserialize_cuda_engine(plan), "deserialize_cuda_engine")
+            if weights is not None:
+                problem, hint = (
+                    f"engine {file.folder.name} takes no other weights",
+                    f"{rebuild(bundle, file.recipe)} --refit",
+                )
+                with session.explained(self.component, problem, hint=hint):
+                    replace_weights(session, engine, weights)
             self._engine: CudaEngine | None = engine
             inputs, outputs = bundle.specs(self.component)
             self.inputs, self.outputs = self._tensors(engine, {spec.name: spec for spec in (*inputs, *outputs)})

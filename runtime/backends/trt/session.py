@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from threading import RLock
 from types import ModuleType
@@ -50,6 +50,7 @@ class Session:
         self.turn = RLock()
         self._users = 0
         self._cuda: Cuda | None = None
+        self._dropped = list[Callable[[], None]]()
 
     @cached_property
     def log(self) -> "ErrorLog":
@@ -77,6 +78,19 @@ class Session:
             if self._users == 0 and self._cuda is not None:
                 cuda, self._cuda = self._cuda, None
                 cuda.close()
+
+    def close_later(self, close: Callable[[], None]) -> None:
+        """Keep what closes an engine that nobody holds any more, for the next that is bound or closed.
+
+        Engines are dropped in any thread and at any time, such as while another is being recorded.
+        """
+        self._dropped.append(close)
+
+    def close_dropped(self) -> None:
+        """Close the engines that nobody holds any more."""
+        with self.turn:
+            while self._dropped:
+                self._dropped.pop()()
 
     @contextlib.contextmanager
     def explained(self, where: str, problem: str, hint: str = ELSEWHERE) -> Iterator[None]:

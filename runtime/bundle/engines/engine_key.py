@@ -11,6 +11,8 @@ from ldmrt.runtime.tensors import Shape, whole
 
 from .targets import TARGET, TITLES
 
+REFIT = "refit"  # the flag of engines whose weights can be replaced
+
 
 @dataclass(frozen=True)
 class Range:

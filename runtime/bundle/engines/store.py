@@ -19,7 +19,7 @@ from ldmrt.runtime.files.writing import remove_abandoned, write_atomically
 from ldmrt.runtime.tensors import Shapes, whole
 
 from .build_command import build_command
-from .engine_key import Bucket, Recipe, described
+from .engine_key import REFIT, Bucket, Recipe, described
 from .targets import PORTABLE, RTX_PORTABLE, TITLES
 
 FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"
@@ -111,9 +111,10 @@ class Need:
     weights: str
     precision: str
     shapes: Shapes
+    refit: bool = False  # whether its weights are to be replaced
 
     def faults(self, engine: EngineFile) -> list[tuple[int, str]]:
-        """List why an engine does not fit, each with its rank: from another GPU (0) to other shapes (5)."""
+        """List why an engine does not fit, each with its rank: from another GPU (0) to no refit (6)."""
         recipe, title = engine.recipe, TITLES[self.backend]
         checks = (
             (runs_on(recipe, self.gpu), f"was made for {recipe.target}, not for {self.gpu}"),
@@ -122,6 +123,7 @@ class Need:
             (recipe.weights == self.weights, "was made of other weights"),
             (recipe.precision == self.precision, f"was made in {recipe.precision}"),
             (engine.bucket(self.shapes) is not None, _misfit(recipe.profile, self.shapes)),
+            (REFIT in recipe.flags or not self.refit, "was built without --refit"),
         )
         return [(rank, fault) for rank, (holds, fault) in enumerate(checks) if not holds]
 
@@ -200,7 +202,9 @@ def runs_on(recipe: Recipe, gpu: str) -> bool:
     return gpu in RTX_PORTABLE if recipe.backend == "tensorrt-rtx" else int(gpu.removeprefix("sm")) >= 80
 
 
-def find_engine(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str, shapes: Shapes) -> EngineFile:
+def find_engine(
+    bundle: Bundle, component: str, *, backend: str, version: str, gpu: str, shapes: Shapes, refit: bool = False
+) -> EngineFile:
     """Find the engine of a component for this backend, GPU and these input shapes. No plan is read.
 
     An engine for this very GPU comes before a portable one, and of those the narrowest.
@@ -212,15 +216,16 @@ def find_engine(bundle: Bundle, component: str, *, backend: str, version: str, g
         version: The version of the backend's library, in full: an engine is only for the version that built it.
         gpu: The GPU, such as "sm89".
         shapes: The shapes of all inputs.
+        refit: Whether its weights are to be replaced.
 
     Raises:
         EngineNotFound: No engine fits. It states the first fault of the nearest one, and the command that builds one.
     """
-    need = Need(backend, version, gpu, *model_digests(bundle, component), bundle.precision(component), shapes)
+    need = Need(backend, version, gpu, *model_digests(bundle, component), bundle.precision(component), shapes, refit)
     readable, broken = readable_engines(bundle, component, backend)
     if fitting := [engine for engine in readable if not need.faults(engine)]:
         return min(fitting, key=lambda engine: (engine.recipe.target == PORTABLE, engine.recipe.width))
-    hint = build_command(bundle, component, backend, gpu, shapes)
+    hint = build_command(bundle, component, backend, gpu, shapes) + (" --refit" if refit else "")
     if readable:
         nearest = max(readable, key=need.nearness)
         _, fault = need.faults(nearest)[0]

@@ -1,8 +1,7 @@
 """Keep the LoRAs that a pipeline has loaded, and networks with their weights.
 
-The weights that LoRAs change are inputs of a graph, and computed anew for every set of LoRAs from those in the bundle.
-So one session serves all sets, and a set gives the same bytes whatever came before it. What reads files and graphs is
-imported with the first LoRA.
+The weights that LoRAs change are computed anew for every set of LoRAs from those in the bundle, so a set gives the same
+bytes whatever came before it. What reads files and graphs is imported with the first LoRA.
 """
 
 import math
@@ -24,27 +23,18 @@ from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import Arrays, Engine
 
 from .names import NAME, unknown
+from .source import Source
 
 if TYPE_CHECKING:
-    from ldmrt.runtime.backends.ort.engine import OrtEngine
     from ldmrt.runtime.files.lora.placing import Layers, Network
     from ldmrt.runtime.files.lora.reading import Lora, Step
 
-    from .networks import Graph
+    from .changed_networks import ChangedNetworks
+    from .stored import Stored
 
 KEPT = 2  # sets of LoRAs whose weights stay in memory
 Weights = Mapping[str, float]  # of LoRAs by name
 Active = tuple[tuple[str, float], ...]  # names and weights that change a network, in the order in which they do
-
-
-@dataclass(frozen=True)
-class Source:
-    """Names the bundle that a pipeline was opened from, and how its networks are run."""
-
-    bundle: Bundle
-    backend: str
-    threads: int = 0
-    low_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,10 +57,9 @@ class Loras:
         """Start without any; a pipeline that was opened from no bundle loads none."""
         self._source, self._loaded, self._weights = source, dict[str, Loaded](), dict[str, float]()
         self._networks: dict[str, Network] = {}
-        self._graphs: dict[str, Graph] = {}
-        self._sessions: dict[tuple[str, int], OrtEngine] = {}
+        self._changed_networks: ChangedNetworks | None = None
         self._sets: OrderedDict[Active, LazyEngines] = OrderedDict()
-        self._changing, self._opening = Lock(), Lock()
+        self._changing = Lock()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,10 +81,11 @@ class Loras:
 
     def load(self, path: Path, name: str | None) -> str:
         """Load a file, and return its name; nothing changes where that fails."""
-        from ldmrt.runtime.backends.ort.replaceable import check_replaceable
+        from ldmrt.runtime.backends.replaceable import check_refittable, check_replaceable
         from ldmrt.runtime.files.lora.placing import placed
         from ldmrt.runtime.files.lora.reading import open_lora
 
+        from .changed_networks import ChangedNetworks
         from .networks import HINT, adaptable
 
         lora = open_lora(path)
@@ -110,9 +100,12 @@ class Loras:
             if self._source is None:
                 raise LdmrtError("lora", "this pipeline has no bundle", hint="ldmrt.runtime.open(BUNDLE)")
             source = self._source
-            check_replaceable(source.bundle, source.backend, low_memory=source.low_memory)
+            check_replaceable(source.bundle, source.backend, source.sessions, low_memory=source.low_memory)
             self._networks = self._networks or adaptable(source.bundle)
             layers = placed(lora.name, lora.layers, self._networks, HINT)
+            if source.backend == "tensorrt":
+                check_refittable(source.bundle, source.sessions[0], {component for component, _ in layers})
+            self._changed_networks = self._changed_networks or ChangedNetworks(source)
             self._loaded[name] = Loaded(lora, layers)
         return name
 
@@ -150,19 +143,19 @@ class Loras:
     def engines(self, base: LazyEngines, weights: Weights) -> LazyEngines:
         """Return the engines of a pipeline with LoRAs of these weights; `base` itself where none changes anything.
 
-        The fused step is not among them.
+        The fused step is among them where a backend can replace its weights.
         """
         with self._changing:
             key = self.active(weights)
             if not key or self._source is None:
                 return base
             if key not in self._sets:
-                self._sets[key] = self._with(self._source.bundle, key)
-                while len(self._sets) > KEPT:
+                while len(self._sets) >= KEPT:  # a set that a request still draws with ends with it
                     self._sets.popitem(last=False)
+                self._sets[key] = self._with(self._source.bundle, key)
             self._sets.move_to_end(key)
             changed = self._sets[key]
-        return base.replaced(changed, without=(STEP,))
+        return base.replaced(changed, without=() if STEP in changed else (STEP,))
 
     def active(self, weights: Weights) -> Active:
         """Return those of these weights by which a network is changed, in their order.
@@ -179,27 +172,29 @@ class Loras:
         for one, weight in ((self._loaded[name], weight) for name, weight in active):
             for (component, module), layer in one.layers.items():
                 steps[component][module].append((one.lora, layer, weight))
-        homes = {name: bundle.home(name) for name in bundle.graphs if name != STEP}
+        networks = self._changed_networks
+        assert networks is not None
+        homes = {name: bundle.home(name) for name in bundle.graphs if networks.takes(name)}
         return LazyEngines(
-            {name: partial(self._open, name, steps[home]) for name, home in homes.items() if home in steps}
+            {name: partial(self._open, networks, name, steps[home]) for name, home in homes.items() if home in steps}
         )
 
-    def _open(self, name: str, steps: "Mapping[str, list[Step]]") -> Engine:
+    def _open(self, networks: "ChangedNetworks", name: str, steps: "Mapping[str, list[Step]]") -> Engine:
         """Open a graph with its weights changed."""
         from ldmrt.runtime.backends.wrappers.packed import given_latents
         from ldmrt.runtime.backends.wrappers.text_encoder_cache import CachedTextEncoder
 
-        weights, level = self._changed(name, steps)
-        engine = given_latents(self._session(name, level).given(weights))
+        weights, level = self._changed(networks.graph(name).parameters, steps)
+        engine = given_latents(networks.open(name, weights, level))
         return CachedTextEncoder(engine) if name.startswith("text_encoder") else engine
 
-    def _changed(self, name: str, steps: "Mapping[str, list[Step]]") -> tuple[Arrays, int]:
+    def _changed(self, parameters: "Mapping[str, Stored]", steps: "Mapping[str, list[Step]]") -> tuple[Arrays, int]:
         """Compute the constants of a graph that LoRAs change, and the level of inputs that they need."""
         from ldmrt.runtime.files.lora.reading import changed
 
         from .stored import KINDS, LEVELS
 
-        weights, level, parameters = Arrays(), LEVELS[0], self._graph(name).parameters
+        weights, level = Arrays(), LEVELS[0]
         for module, layers in steps.items():
             for kind in KINDS:
                 if (stored := parameters.get(f"{module}.{kind}")) is None:
@@ -215,38 +210,13 @@ class Loras:
                         weights[constant] = array
         return weights, level
 
-    def _graph(self, name: str) -> "Graph":
-        """Return the weights of a graph."""
-        from .graph_weights import GraphWeights
-        from .networks import Graph
-
-        assert self._source is not None
-        with self._opening:
-            if name not in self._graphs:
-                self._graphs[name] = Graph(GraphWeights.read(name, self._source.bundle.model(name)))
-            return self._graphs[name]
-
-    def _session(self, name: str, level: int) -> "OrtEngine":
-        """Return the session of a graph whose constants of a level are inputs."""
-        from ldmrt.runtime.backends.ort.replaceable import open_replaceable
-
-        assert self._source is not None
-        graph, source = self._graph(name), self._source
-        with self._opening:
-            if (name, level) not in self._sessions:
-                stored = [each for each in graph.parameters.values() if each.level <= level]
-                inputs = graph.weights.as_inputs(one.name for each in stored for one in each.constants)
-                session = open_replaceable(source.bundle, source.backend, source.threads, name, inputs)
-                self._sessions[name, level] = session
-            return self._sessions[name, level]
-
     def free(self) -> None:
-        """Close the sessions; the next request with a LoRA opens them again. None may run meanwhile."""
-        with self._changing, self._opening:
-            self._sets.clear()
-            for session in self._sessions.values():
-                session.close()
-            self._sessions.clear()
+        """Close the networks; the next request with a LoRA opens them again. None may run meanwhile."""
+        with self._changing:
+            while self._sets:
+                self._sets.popitem()[1].close()
+            if self._changed_networks is not None:
+                self._changed_networks.free()
 
 
 class TakesLoras:

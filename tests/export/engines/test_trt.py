@@ -23,7 +23,7 @@ from ldmrt.export.engines.engine_memory import predict
 from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.model import load
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.bundle.engines.engine_key import Recipe
+from ldmrt.runtime.bundle.engines.engine_key import REFIT, Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, find_engine, model_digests
 from ldmrt.runtime.bundle.engines.unused import unused_engines
 from ldmrt.runtime.bundle.graphs import STEP
@@ -239,7 +239,7 @@ def test_what_cannot_be_built_is_said_in_a_line(demo: Path, tmp_path: Path) -> N
         (["gpu"], [], r"--target: TensorRT-RTX has no target gpu"),
         (
             ["sm89"],
-            [compiler.REFIT],
+            [REFIT],
             r"--refit: TensorRT-RTX compiles .* fails where no GPU is\n  try: ldmrt export .*--lora",
         ),
     ],
@@ -274,11 +274,11 @@ def test_full_tensorrt_refits_and_builds_for_its_own_gpu(monkeypatch: pytest.Mon
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr("polygraphy.backend.trt.CreateConfig", lambda **given: asked.append(given))
     assert compiler.version("tensorrt") == "11.4.0.1"
-    compiler.check_targets("tensorrt", ["sm90", "portable"], [compiler.REFIT])
+    compiler.check_targets("tensorrt", ["sm90", "portable"], [REFIT])
     with pytest.raises(LdmrtError, match="TensorRT builds for the GPU of this machine; expected sm90 or portable"):
         compiler.check_targets("tensorrt", ["sm89"], [])
     opened, wanted = Bundle.open(demo, check=False), Wanted.read("64x64", "1", "on", 64)
-    for flags in ([], [compiler.REFIT]):
+    for flags in ([], [REFIT]):
         for one in recipes(
             opened, wanted, backend="tensorrt", version="11.4", targets=["sm90", "portable"], flags=flags
         ):

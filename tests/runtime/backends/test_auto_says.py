@@ -8,7 +8,7 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.backends import auto
+from ldmrt.runtime.backends.trt import sessions
 from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, write_engine
 
@@ -44,7 +44,7 @@ class NoSession:
 
 
 def test_no_gpu(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "Session", NoSession)
+    monkeypatch.setattr(sessions, "Session", NoSession)
     assert told(copy) == []  # no engines, nothing to say
     engine(copy)
     one = "backend auto takes ONNX Runtime, as 1 engine cannot run here: there is no NVIDIA driver here"
@@ -62,7 +62,7 @@ def test_another_gpu(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, backend: str) -> None:
             assert backend == "tensorrt-rtx"
 
-    monkeypatch.setattr(auto, "Session", Session)
+    monkeypatch.setattr(sessions, "Session", Session)
     engine(copy), engine(copy, target="sm86")
     (said,) = told(copy)
     assert said.endswith("TensorRT-RTX: they were built for sm86, sm89, and this GPU is sm120")

@@ -10,10 +10,11 @@ import pytest
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime import open as open_bundle
-from ldmrt.runtime.backends.auto import AutoEngine, sessions
+from ldmrt.runtime.backends.auto import AutoEngine
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.backends.registry import BACKENDS, BackendSettings, open_engines
 from ldmrt.runtime.backends.trt.engine import TrtEngine
+from ldmrt.runtime.backends.trt.sessions import sessions
 from ldmrt.runtime.backends.wrappers.text_encoder_cache import CachedTextEncoder
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe

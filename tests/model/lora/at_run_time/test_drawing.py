@@ -78,7 +78,7 @@ def test_a_set_gives_the_same_bytes_whatever_came_before(bundle: Path, opened: P
 
 def test_sets_open_no_session_of_their_own(opened: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(opened, loras={"attention": 0.1})
-    monkeypatch.setattr("ldmrt.runtime.backends.ort.replaceable.open_replaceable", None)  # calling it would fail
+    monkeypatch.setattr("ldmrt.runtime.pipeline.loras.changed_networks.open_replaceable", None)  # calling it would fail
     for weight in (0.2, 0.3, 0.4):
         draw(opened, loras={"attention": weight})
 

@@ -10,7 +10,7 @@ import torch
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, Pipeline, Request
-from ldmrt.runtime.backends.ort.replaceable import check_replaceable
+from ldmrt.runtime.backends.replaceable import check_replaceable
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.pipeline.loras.loaded import Loras
@@ -156,7 +156,6 @@ def test_a_caret_points_past_the_tags(opened: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("backend", "options", "problem", "hint"),
     [
-        ("tensorrt", {}, "TensorRT takes other weights from another bundle", "ldmrt engines refit"),
         ("tensorrt-rtx", {}, "TensorRT-RTX compiles an engine with its weights", "--backend onnxruntime"),
         ("openvino", {}, "OpenVINO compiles a network with its weights", "--backend onnxruntime"),
         ("openvino-gpu", {}, "OpenVINO compiles a network with its weights", "--backend onnxruntime"),
@@ -167,7 +166,7 @@ def test_backends_that_replace_no_weights(
     backend: str, options: dict[str, Any], problem: str, hint: str, bundle: Path
 ) -> None:
     with pytest.raises(LdmrtError, match=problem) as raised:
-        check_replaceable(Bundle.open(bundle, check=False), backend, **{"low_memory": False, **options})
+        check_replaceable(Bundle.open(bundle, check=False), backend, (), **{"low_memory": False, **options})
     assert hint in str(raised.value.hint)
 
 
