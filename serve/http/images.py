@@ -4,7 +4,8 @@ import base64
 import binascii
 import contextlib
 import re
-from itertools import islice
+from collections.abc import Sequence
+from itertools import islice, repeat
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -77,24 +78,29 @@ def encoded(job: Job, number: int) -> bytes:
     return as_png(job, job.result(0).pixels[number], number)
 
 
-def as_png(job: Job, image: NDArray[np.uint8], number: int) -> bytes:
-    """Return an image (H, W, 3) of a job as a PNG file likewise."""
-    return encode_png(image, {"parameters": infotext(job, image, number), **notes(parameters(job, image, number))})
+def as_png(job: Job, image: NDArray[np.uint8], number: int, text: str | None = None) -> bytes:
+    """Return an image (H, W, 3) of a job as a PNG file likewise; `text` stands in the place of the `infotext`."""
+    text = infotext(job, image, number) if text is None else text
+    return encode_png(image, {"parameters": text, **notes(parameters(job, image, number))})
 
 
-def in_base64(job: Job, pixels: NDArray[np.uint8] | None = None) -> list[str]:
-    """Return the images of a job that is done as PNG files in base64: its own, or what was made of them."""
-    images = job.result(0).pixels if pixels is None else pixels
-    return [base64.b64encode(as_png(job, image, number)).decode() for number, image in enumerate(images)]
+def in_base64(job: Job, pixels: NDArray[np.uint8], texts: Sequence[str] = ()) -> list[str]:
+    """Return images (N, H, W, 3) of a job that is done as PNG files in base64, with texts of their own where given."""
+    each = enumerate(zip(pixels, texts or repeat(None, len(pixels)), strict=True))
+    return [base64.b64encode(as_png(job, image, number, text)).decode() for number, (image, text) in each]
 
 
 def infotext(job: Job, image: NDArray[np.uint8], number: int) -> str:
     """Return AUTOMATIC1111's text of one image (H, W, 3) of a job: what the request says, not the model's defaults."""
     request = _alone(job, number)
-    loras = {name: lora["content_sha256"] for name, lora in (job.record or {}).get("loras", {}).items()}
     scheduler, guidance, seed = request.scheduler or "", request.guidance_scale, job.result(0).seeds[number]
     size = (image.shape[0], image.shape[1]) if request.hires is None else job.lane.size
-    return str(infotext_of(request, scheduler, guidance, size, seed, job.model, "", loras))
+    return str(infotext_of(request, scheduler, guidance, size, seed, job.model, "", loaded(job)))
+
+
+def loaded(job: Job) -> dict[str, str]:
+    """Return the hashes of the contents of the LoRAs that a job's model has loaded, by name."""
+    return {name: lora["content_sha256"] for name, lora in (job.record or {}).get("loras", {}).items()}
 
 
 def parameters(job: Job, image: NDArray[np.uint8], number: int) -> dict[str, object]:

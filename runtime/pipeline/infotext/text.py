@@ -104,14 +104,19 @@ def infotext_of(
         said["Eta"] = request.eta
     if request.noise == WEB_UI:
         said["RNG"] = "NV"
-    weights = {**(request.loras or {}), **tags_of(request)}
-    if hashes := [f"{name}: {(loras or {})[name][:12]}" for name in weights if name in (loras or {})]:
-        said["Lora hashes"] = ", ".join(hashes)
+    said |= lora_hashes(request, loras or {})
     said["Version"] = f"ldmrt {host.version_of('ldmrt') or 'unknown'}"
     negative = request.negative_texts(zeros=False)[0][0] or ""
-    untagged = (name for name in weights if name not in tags_of(request))
-    prompt = request.prompts[0] + "".join(f" <lora:{name}:{weights[name]:g}>" for name in untagged)
+    untagged = {name: weight for name, weight in (request.loras or {}).items() if name not in tags_of(request)}
+    prompt = request.prompts[0] + "".join(f" <lora:{name}:{weight:g}>" for name, weight in untagged.items())
     return Infotext(prompt, negative, {name: str(value) for name, value in said.items()})
+
+
+def lora_hashes(request: Request, loras: Mapping[str, str]) -> dict[str, str]:
+    """Return the setting that names the LoRAs of a request, with the hashes of their contents; nothing of none."""
+    asked = [*dict.fromkeys([*(request.loras or {}), *tags_of(request)])]
+    hashes = [f"{name}: {loras[name][:12]}" for name in asked if name in loras]
+    return {"Lora hashes": ", ".join(hashes)} if hashes else {}
 
 
 def _quoted(value: str) -> str:

@@ -147,7 +147,7 @@ def answer(http: HTTPRequest, job: Job, asked: OpenAIFields) -> dict[str, Any]:
         base = str(http.base_url).rstrip("/")
         data = [{"url": f"{base}/v1/requests/{job.id}/images/{number}"} for number in range(len(result.seeds))]
     elif form == "png":
-        data = [{"b64_json": text} for text in in_base64(job)]
+        data = [{"b64_json": text} for text in in_base64(job, job.result(0).pixels)]
     else:
         quality = 100 if asked.output_compression is None else asked.output_compression
         files = [compressed(image, form, quality) for image in result.pixels]

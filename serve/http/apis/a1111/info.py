@@ -5,8 +5,8 @@ import time
 from typing import Any
 
 import ldmrt
-from ldmrt.runtime.pipeline.infotext.text import Infotext
-from ldmrt.serve.http.images import in_base64
+from ldmrt.runtime.pipeline.infotext.text import Infotext, lora_hashes
+from ldmrt.serve.http.images import in_base64, loaded
 from ldmrt.serve.http.state import Server
 from ldmrt.serve.jobs.job import Job
 
@@ -20,11 +20,13 @@ def answered(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) 
     Returns:
         `images` in base64; `parameters`, the fields of the body; and `info`, JSON in a text.
     """
-    images = in_base64(job, asked.finished(job.request, job.result(0).pixels)) if asked.send_images else []
+    said = described(server, job, asked, options)
+    images = []
+    if asked.send_images:
+        images = in_base64(job, asked.finished(job.request, job.result(0).pixels), said["infotexts"])
     parameters = asked.model_dump()
     parameters |= {name: None for name in ("init_images", "mask") if name in parameters}
-    info = json.dumps(described(server, job, asked, options), ensure_ascii=False)
-    return {"images": images, "parameters": parameters, "info": info}
+    return {"images": images, "parameters": parameters, "info": json.dumps(said, ensure_ascii=False)}
 
 
 def described(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +96,8 @@ def text_of(
     said["Model"] = job.model
     if asked.subseed_strength:
         said |= {"Variation seed": seeds[1], "Variation seed strength": asked.subseed_strength}
-    said |= {**extra, "Version": f"ldmrt {ldmrt.__version__}"}
+    said |= {} if job.request.eta is None else {"Eta": job.request.eta}
+    said |= {**extra, **lora_hashes(job.request, loaded(job)), "Version": f"ldmrt {ldmrt.__version__}"}
     return str(Infotext(*texts_of(job), {name: str(value) for name, value in said.items()}))
 
 

@@ -60,6 +60,7 @@ def test_txt2img_gives_the_pipelines_images(api: webuiapi.WebUIApi, pipeline: Pi
         "Steps: 2, Sampler: DDIM, Schedule type: automatic, CFG scale: 3.0, Seed: 8, Size: 32x16"
         in (result.info["infotexts"][1])
     )
+    assert [image.info["parameters"] for image in result.images] == result.info["infotexts"]
     assert (result.parameters["cfg_scale"], result.parameters["width"]) == (3.0, 32)
 
 

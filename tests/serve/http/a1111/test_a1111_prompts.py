@@ -103,7 +103,10 @@ def test_the_source_of_noise(api: webuiapi.WebUIApi, styled: Pipeline, source: s
 def test_the_loras_are_listed_and_recorded(api: webuiapi.WebUIApi, server: Running) -> None:
     (listed,) = api.get_loras()
     assert (listed["name"], listed["alias"], listed["path"]) == ("oil", "oil", "oil.safetensors")
-    image = api.txt2img(prompt="a pear<lora:oil:0.8>", seed=7, width=16, height=16).image
+    drawn = api.txt2img(prompt="a pear<lora:oil:0.8>", seed=7, width=16, height=16)
+    image = drawn.image
+    assert 'Lora hashes: "oil: ' in drawn.info["infotexts"][0]
+    assert image.info["parameters"] == drawn.info["infotexts"][0]
     assert 'Lora hashes: "oil: ' in image.info["parameters"]
 
 
