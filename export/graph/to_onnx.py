@@ -38,6 +38,12 @@ ROWS = 26  # about as often the U-Net runs for an image: Winograd's tiles then p
 INLINE = 1024  # bytes: smaller constants stay in the graph, where shape inference reads them
 
 LARGE = 65536  # bytes: the exporter's optimiser computes nothing of larger constants; it only turns matrices
+# Rules of the exporter's optimiser, by how their names begin:
+# - The one rule that compares each node with every `Slice`. Chunks of a tensor are traced as one `Split` already, so it
+#   finds nothing; of FLUX.1's 57 blocks it takes minutes, and of the optimiser's time most.
+# - Those that remove a bias of zeros: a LoRA or `ldmrt engines refit` may put other numbers in its place.
+SLICES, ZEROS = "SlicesSplit", "RemoveOptionalBias"
+LEFT_OUT: tuple[str, ...] = (SLICES, ZEROS)
 BITS = {2: np.int16, 4: np.int32}  # by size in bytes, as NumPy has no bfloat16
 TORCH = {"FLOAT": torch.float32, "FLOAT16": torch.float16, "BFLOAT16": torch.bfloat16}  # by ONNX's name
 Read = Callable[[torch.Tensor], torch.Tensor]  # returns a weight's numbers
@@ -82,7 +88,7 @@ def to_onnx(component: Component, folder: Path, *, rewritten: bool = True) -> Pa
         )
         assert program is not None
         used = _weights(program.model)
-        with linear_rules():
+        with fewer_rules():
             program.optimize()
         assert _weights(program.model) >= used, "the optimiser computed something of a weight that was not read"
     model = program.model
@@ -114,16 +120,12 @@ def to_onnx(component: Component, folder: Path, *, rewritten: bool = True) -> Pa
 
 
 @contextlib.contextmanager
-def linear_rules() -> Iterator[None]:
-    """Let the exporter's optimiser leave out `SlicesSplit`, its one rule that compares each node with every `Slice`.
-
-    Chunks of a tensor are traced as one `Split` already, so the rule finds nothing; of FLUX.1's 57 blocks it takes
-    minutes, and of the optimiser's time most.
-    """
+def fewer_rules() -> Iterator[None]:
+    """Let the exporter's optimiser leave out the rules of `LEFT_OUT`."""
     from onnxscript import rewriter
 
     rules = rewriter._DEFAULT_REWRITE_RULES
-    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule.name != "SlicesSplit")
+    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if not (rule.name or "").startswith(LEFT_OUT))
     try:
         yield
     finally:

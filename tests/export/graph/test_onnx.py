@@ -154,3 +154,16 @@ def test_nodes_are_sorted_whatever_a_rewriting_leaves(
     monkeypatch.setattr("ldmrt.export.graph.to_onnx.attend_side_by_side", reverse)
     to_onnx(components(load(checkpoint))["text_encoder"], tmp_path)
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
+
+
+@pytest.mark.slow
+def test_a_bias_of_zeros_stays(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    network = load(checkpoint)
+    for name, parameter in network.denoiser.named_parameters():
+        if name.endswith(".bias"):
+            parameter.data.zero_()
+    graphs = [to_onnx(components(network)["unet"], tmp_path), bundle / "unet" / "model.onnx"]
+    written, expected = (onnx.load(path, load_external_data=False).graph.node for path in graphs)
+    assert [(node.op_type, len(node.input)) for node in written] == [
+        (node.op_type, len(node.input)) for node in expected
+    ]
