@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 KEPT = 2  # sets of LoRAs whose weights stay in memory
 Weights = Mapping[str, float]  # of LoRAs by name
-Active = tuple[tuple[str, float], ...]  # names and weights that change a network, in the order in which they do
+Active = tuple[tuple[str, float], ...]  # names and weights that change a network, in the order of the names
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,15 @@ class Loras:
         return base.replaced(changed, without=() if STEP in changed else (STEP,))
 
     def active(self, weights: Weights) -> Active:
-        """Return those of these weights by which a network is changed, in their order.
+        """Return those of these weights by which a network is changed, in the order of their names.
+
+        Sums depend on the order in their last digits, so one set is drawn in one order.
 
         Raises:
             InvalidRequest: One is not loaded.
         """
-        checked = self._check(weights)
-        return tuple((name, weight) for name, weight in checked.items() if weight or self._loaded[name].has_norms)
+        checked = sorted(self._check(weights).items())
+        return tuple((name, weight) for name, weight in checked if weight or self._loaded[name].has_norms)
 
     def _with(self, bundle: Bundle, active: Active) -> LazyEngines:
         """Return the networks that LoRAs change, with other weights."""

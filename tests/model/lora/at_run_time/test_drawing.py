@@ -76,6 +76,13 @@ def test_a_set_gives_the_same_bytes_whatever_came_before(bundle: Path, opened: P
     assert draw(opened, loras={"attention": 0, "every": 0}).tobytes() == plain.tobytes()
 
 
+def test_a_set_is_the_same_in_any_order(opened: Pipeline) -> None:
+    expected = draw(opened, loras=BOTH).tobytes()
+    assert draw(opened, loras=dict(reversed(BOTH.items()))).tobytes() == expected
+    tags = "<lora:every:-0.5>two pears<lora:attention:0.8>"
+    assert draw(opened, prompt=tags, prompt_syntax="a1111").tobytes() == expected
+
+
 def test_sets_open_no_session_of_their_own(opened: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(opened, loras={"attention": 0.1})
     monkeypatch.setattr("ldmrt.runtime.pipeline.loras.changed_networks.open_replaceable", None)  # calling it would fail
