@@ -16,13 +16,14 @@ from types import ModuleType
 from typing import Any
 
 from ldmrt.runtime.backends.trt.session import MODULES
-from ldmrt.runtime.bundle.engines.engine_key import REFIT, Recipe
+from ldmrt.runtime.bundle.engines.engine_key import BUILDER_LEVEL, REFIT, Recipe
 from ldmrt.runtime.bundle.engines.targets import PORTABLE, TITLES
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.optional import unavailable
 
 from .resident_memory import growth
+from .timing_cache import TimingCache
 
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # Polygraphy reads it once, when it is imported
 
@@ -69,12 +70,20 @@ def check_refit(backend: str, option: str) -> None:
         raise LdmrtError(option, problem, hint=hint)
 
 
+def _no_levels(title: str) -> LdmrtError:
+    """Make the error of a level for TensorRT-RTX."""
+    problem = f"{title} builds the same engine at every level, as it chooses kernels at the first run"
+    return LdmrtError("--builder-level", problem, expected="--backend tensorrt", hint="without it")
+
+
 def check_targets(backend: str, targets: Sequence[str], flags: Sequence[str]) -> None:
     """Refuse what the library cannot build, before anything is built."""
     trt, title = library(backend), TITLES[backend]
     if backend == "tensorrt-rtx":
         if REFIT in flags:
             check_refit(backend, "--refit")
+        if any(flag.startswith(BUILDER_LEVEL) for flag in flags):
+            raise _no_levels(title)
         known = [name.lower() for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
         if unknown := [name for name in targets if name not in (PORTABLE, *known)]:
             expected = ", ".join([*known, PORTABLE, "this"])
@@ -90,13 +99,14 @@ def check_targets(backend: str, targets: Sequence[str], flags: Sequence[str]) ->
         raise LdmrtError("--target", problem, expected=f"{here} or {PORTABLE}", found=unknown[0])
 
 
-def compile_engine(path: Path, recipe: Recipe, watch: Watch) -> Compiled:
+def compile_engine(path: Path, recipe: Recipe, watch: Watch, timings: TimingCache | None = None) -> Compiled:
     """Build an engine.
 
     Args:
         path: The ONNX file, with its weights beside it.
         recipe: The library, the GPU and the shapes.
         watch: Called with a phase and the part of it that is done, 0 to 1; False stops the build.
+        timings: Of kernels, from earlier builds; those of this one are added.
 
     Returns:
         The plan, with bytes and seconds that its build took.
@@ -125,7 +135,7 @@ def compile_engine(path: Path, recipe: Recipe, watch: Watch) -> Compiled:
             network = polygraphy_trt.network_from_onnx_path(str(path), strongly_typed=typed)
             network = polygraphy_trt.set_decomposable_attentions(network)
             config = _config(trt, recipe, profiles, monitor)
-            plan = polygraphy_trt.engine_bytes_from_network(network, config=config)
+            plan = polygraphy_trt.engine_bytes_from_network(network, config=_with_timings(config, timings))
         except PolygraphyException as error:
             if monitor.stopped:
                 raise LdmrtError(recipe.component, "the build was stopped") from None
@@ -134,6 +144,8 @@ def compile_engine(path: Path, recipe: Recipe, watch: Watch) -> Compiled:
             raise LdmrtError(
                 recipe.component, problem, found=found, hint=f"ldmrt verify {path.parent.parent}"
             ) from None
+    if timings is not None:
+        timings.keep()
     seconds, found = time.perf_counter() - begin, log.found
     return Compiled(plan, found["Max Scratch Memory"], found["Total Weights Memory"], memory.most, seconds)
 
@@ -148,6 +160,7 @@ def typed_by_request(backend: str, version: str) -> bool:
 
 def _config(trt: Any, recipe: Recipe, profiles: list[object], monitor: object) -> object:
     common = {"profiles": profiles, "progress_monitor": monitor, "refittable": REFIT in recipe.flags}
+    common |= {"weight_streaming": recipe.weights_on_gpu is not None}
     if recipe.backend == "tensorrt-rtx":
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
@@ -158,8 +171,23 @@ def _config(trt: Any, recipe: Recipe, profiles: list[object], monitor: object) -
 
     level = trt.HardwareCompatibilityLevel
     return CreateConfig(
-        hardware_compatibility_level=level.AMPERE_PLUS if recipe.target == PORTABLE else level.NONE, **common
+        hardware_compatibility_level=level.AMPERE_PLUS if recipe.target == PORTABLE else level.NONE,
+        builder_optimization_level=recipe.builder_level,
+        **common,
     )
+
+
+def _with_timings(create_config: Any, timings: TimingCache | None) -> Any:
+    """Return what makes a configuration, of a builder and a network, that has the timings."""
+    if timings is None:
+        return create_config
+
+    def with_timings(builder: object, network: object) -> Any:
+        config = create_config(builder, network)
+        timings.give(config)
+        return config
+
+    return with_timings
 
 
 def _logger(trt: Any) -> Any:

@@ -1,14 +1,15 @@
 """Run `ldmrt build`: build TensorRT engines of a bundle."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ldmrt.runtime.bundle.engines.engine_key import REFIT
+from ldmrt.runtime.bundle.engines.engine_key import BUILDER_LEVEL, BUILDER_LEVELS, REFIT, WEIGHTS_ON_GPU
 from ldmrt.runtime.bundle.engines.targets import TITLES
-from ldmrt.tools.console.outputs import check_output
+from ldmrt.tools.console.outputs import Output, check_output
 from ldmrt.tools.console.verification.measure import verify_built
 from ldmrt.tools.options.common import Choice
 from ldmrt.tools.options.engines import EngineOptions, engine_options, targets_of
@@ -30,6 +31,19 @@ if TYPE_CHECKING:
 @click.option("--target", default="this", show_default=True, help="GPUs, such as sm89,sm120, portable or this.")
 @engine_options
 @click.option("--refit", is_flag=True, help="Keep the weights replaceable, for `ldmrt engines refit`; TensorRT only.")
+@click.option(
+    "--weight-streaming",
+    "weights_on_gpu",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="The share of the weights that stays on the GPU, 0 to 1; the rest is streamed from the host at every run.",
+)
+@click.option(
+    "--builder-level",
+    type=click.IntRange(BUILDER_LEVELS[0], BUILDER_LEVELS[-1]),
+    help="How long kernels are searched for; TensorRT only.",
+)
+@click.option("--timing-cache", type=Output(), help="A file that keeps the kernels' timings; TensorRT only.")
 @click.option("--verify/--no-verify", default=True, help="Whether to run the new engines and compare them.")
 @every_stage(lambda options: options["engines"].chosen)
 def build(
@@ -38,6 +52,9 @@ def build(
     target: str,
     engines: EngineOptions,
     refit: bool,
+    weights_on_gpu: float | None,
+    builder_level: int | None,
+    timing_cache: Path | None,
     verify: bool,
 ) -> None:
     """Build engines of BUNDLE, one per component and GPU, and store them in it.
@@ -64,6 +81,7 @@ def build(
     from ldmrt.export.engines.build import build as build_engines
     from ldmrt.export.engines.engine_memory import check_memory, predict
     from ldmrt.export.engines.profiles import recipes
+    from ldmrt.export.engines.timing_cache import TimingCache, check_timing_cache
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.host import megabytes
     from ldmrt.tools.console.progress import console
@@ -71,7 +89,13 @@ def build(
     opened = Bundle.open(bundle)
     check_output(bundle, "engines", folder=True)
     wanted, graphs = engines.wanted(opened), engines.graphs(opened)
-    flags = (REFIT,) if refit else ()
+    flags = [REFIT] if refit else []
+    flags += [] if weights_on_gpu is None else [f"{WEIGHTS_ON_GPU}{weights_on_gpu:g}"]
+    flags += [] if builder_level is None else [f"{BUILDER_LEVEL}{builder_level}"]
+    timings = None
+    if timing_cache is not None:
+        check_timing_cache(backend)
+        timings = TimingCache(timing_cache)
     version, targets = compiler.version(backend), targets_of(target)
     compiler.check_targets(backend, targets, flags)
     wished = recipes(opened, wanted, backend=backend, version=version, targets=targets, flags=flags, graphs=graphs)
@@ -80,7 +104,7 @@ def build(
     missing = {d.recipe.key: predict(opened, d.recipe) for d in decisions if d.there is None}
     check_memory(opened, missing.values())
     console.print(summary(decisions), highlight=False, soft_wrap=True)
-    for done in watched(build_engines(opened, decisions)):
+    for done in watched(build_engines(opened, decisions, partial(compiler.compile_engine, timings=timings))):
         if isinstance(done, Built) and not done.reused:
             measured, predicted = done.engine.measured, missing[done.recipe.key]
             console.print(

@@ -78,6 +78,8 @@ class CudaEngine(Protocol):
 
     num_io_tensors: int
     refittable: bool  # whether its weights can be replaced
+    streamable_weights_size: int  # bytes that may stay on the host
+    weight_streaming_budget_v2: int  # bytes of them that stay on the GPU
 
     def get_tensor_name(self, index: int) -> str:
         """Return the name of an input or output by its number."""

@@ -39,6 +39,7 @@ class LoadedPlan:
                 )
                 with session.explained(self.component, problem, hint=hint):
                     replace_weights(session, engine, weights)
+            self._keep_on_host(engine)
             self._engine: CudaEngine | None = engine
             inputs, outputs = bundle.specs(self.component)
             self.inputs, self.outputs = self._tensors(engine, {spec.name: spec for spec in (*inputs, *outputs)})
@@ -61,6 +62,15 @@ class LoadedPlan:
             name = self.file.folder.name
             problem = f"{self.session.title} says that engine {name} does not run on {self.session.gpu}"
             raise LdmrtError(self.component, problem, found=diagnostics, hint=ELSEWHERE)
+
+    def _keep_on_host(self, engine: CudaEngine) -> None:
+        """Set how many bytes of the weights stay on the GPU; the others are streamed from the host at every run."""
+        share = self.file.recipe.weights_on_gpu
+        if share is not None:
+            budget = int(share * engine.streamable_weights_size)
+            engine.weight_streaming_budget_v2 = budget
+            with self.session.explained(self.component, f"engine {self.file.folder.name} cannot stream its weights"):
+                must(engine.weight_streaming_budget_v2 == budget, f"weight_streaming_budget_v2 = {budget}")
 
     def _tensors(self, engine: CudaEngine, specs: Mapping[str, TensorSpec]) -> tuple[Specs, Specs]:
         """Return the engine's inputs and outputs.

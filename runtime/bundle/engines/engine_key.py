@@ -11,7 +11,10 @@ from ldmrt.runtime.tensors import Shape, whole
 
 from .targets import TARGET, TITLES
 
-REFIT = "refit"  # the flag of engines whose weights can be replaced
+# Flags of engines: that their weights can be replaced, the share of the weights that stays on the GPU while the rest is
+# streamed from the host, and how long TensorRT looks for kernels.
+REFIT, WEIGHTS_ON_GPU, BUILDER_LEVEL = "refit", "weights on gpu ", "builder level "
+BUILDER_LEVELS = range(6)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,17 @@ class Recipe:
         """Return the sum of the largest dimensions of the first bucket: a narrower engine has a smaller one."""
         return sum(sum(limits.max) for limits in self.profile[0].values())
 
+    @property
+    def weights_on_gpu(self) -> float | None:
+        """Return the share of the weights that stays on the GPU, from 0 to 1; None of an engine that streams none."""
+        return _number(self.flags, WEIGHTS_ON_GPU)
+
+    @property
+    def builder_level(self) -> int | None:
+        """Return how long TensorRT looked for kernels, of `BUILDER_LEVELS`; None where that was left to it."""
+        level = _number(self.flags, BUILDER_LEVEL)
+        return None if level is None else int(level)
+
     def to_json(self) -> JsonObject:
         """Return the recipe as it stands in the sidecar."""
         buckets = [{name: [list(r.min), list(r.opt), list(r.max)] for name, r in b.items()} for b in self.profile]
@@ -92,7 +106,11 @@ class Recipe:
         ordered = all(r.holds(r.min) and r.holds(r.opt) for b in buckets for r in b.values())
         if not (known and buckets and all(buckets) and ordered and isinstance(stored["flags"], list)):
             raise ValueError("no recipe")
-        return cls(**texts, profile=buckets, flags=tuple(map(str, stored["flags"])))
+        recipe = cls(**texts, profile=buckets, flags=tuple(map(str, stored["flags"])))
+        share, level = recipe.weights_on_gpu, recipe.builder_level
+        if not (share is None or 0 <= share <= 1) or not (level is None or level in BUILDER_LEVELS):
+            raise ValueError("no recipe")
+        return recipe
 
     def changes(self, new: "Recipe") -> list[str]:
         """List the differences to another recipe, such as "TensorRT 10.16 -> 11.4"."""
@@ -112,6 +130,11 @@ class Recipe:
         if self.flags != new.flags:
             lines.append(f"flags {', '.join(self.flags) or 'none'} -> {', '.join(new.flags) or 'none'}")
         return lines
+
+
+def _number(flags: tuple[str, ...], name: str) -> float | None:
+    """Return the number of the flag that begins with a name; None where there is none."""
+    return next((float(flag.removeprefix(name)) for flag in flags if flag.startswith(name)), None)
 
 
 def described(profile: tuple[Bucket, ...]) -> str:

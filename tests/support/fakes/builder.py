@@ -36,14 +36,44 @@ def install(monkeypatch: pytest.MonkeyPatch, backend: str = "tensorrt") -> FakeC
     monkeypatch.setattr("polygraphy.config.USE_TENSORRT_RTX", backend != "tensorrt")
     monkeypatch.setattr(polygraphy, "network_from_onnx_path", lambda path, strongly_typed: path)
     monkeypatch.setattr(polygraphy, "set_decomposable_attentions", lambda network: network)
-    monkeypatch.setattr(polygraphy, "CreateConfig", lambda **given: given)
-    monkeypatch.setattr(rtx, "CreateConfigRTX", lambda **given: given)
+    monkeypatch.setattr(polygraphy, "CreateConfig", lambda **given: lambda builder, network: Config(given))
+    monkeypatch.setattr(rtx, "CreateConfigRTX", lambda **given: lambda builder, network: Config(given))
     monkeypatch.setattr(polygraphy, "engine_bytes_from_network", _built)
     return gpu
 
 
-def _built(path: str, config: dict[str, Any]) -> bytes:
-    return tensorrt.plan(config["profiles"], onnx=path, weights=stored_weights(path), refittable=config["refittable"])
+class Config(dict[str, Any]):
+    """A builder's configuration, with a cache of timings: a line for each engine that was built with it."""
+
+    cache = None
+
+    def create_timing_cache(self, blob: bytes) -> "Timings":
+        return Timings(blob)
+
+    def set_timing_cache(self, cache: "Timings", ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.cache = cache
+        return all(line.startswith(b"timing") for line in cache.blob.splitlines())
+
+    def get_timing_cache(self) -> "Timings":
+        assert self.cache is not None
+        return self.cache
+
+
+class Timings:
+    def __init__(self, blob: bytes) -> None:
+        self.blob = blob
+
+    def serialize(self) -> bytes:
+        return self.blob
+
+
+def _built(path: str, config: Any) -> bytes:
+    made = config(None, None)
+    if made.cache is not None:
+        made.cache.blob += b"timing of " + path.encode() + b"\n"
+    given = {name: made[name] for name in ("refittable", "weight_streaming")}
+    return tensorrt.plan(made["profiles"], onnx=path, weights=stored_weights(path), **given)
 
 
 def altered(plan: bytes, **changes: Any) -> bytes:

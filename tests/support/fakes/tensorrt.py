@@ -119,6 +119,9 @@ class ICudaEngine:
         self._tensors = {spec.name: spec for spec in (*self._net.inputs, *self._net.outputs)}
         self.num_io_tensors = len(self._tensors)
         self.refittable = bool(stored.get("refittable"))
+        weights = stored.get("weights", {}).values() if stored.get("weight_streaming") else ()
+        self.streamable_weights_size = sum(len(data) * 3 // 4 for _, _, data in weights)  # of base64
+        self.weight_streaming_budget_v2 = self.streamable_weights_size
         gpu.did["deserialised"] += 1
 
     def _network(self) -> Any:
@@ -146,6 +149,7 @@ class ICudaEngine:
 
     def create_execution_context(self, how: Any) -> "IExecutionContext":
         assert how == ExecutionContextAllocationStrategy.USER_MANAGED
+        self._gpu.did["bytes on the GPU"] = self.weight_streaming_budget_v2
         return IExecutionContext(self._gpu, self._stored, self._net)
 
 

@@ -7,11 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ldmrt.export.engines import engine_memory
 from ldmrt.runtime import Bundle
 from ldmrt.runtime.bundle.engines.store import EngineFile, engines
+from ldmrt.runtime.pipeline.opening import open_pipeline
+
+from ...support.fakes.cuda import FakeCuda
 
 RTX = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None,
@@ -222,3 +226,70 @@ def test_engines_of_another_version(ldmrt: Any, bundle: Path, tmp_path: Path, mo
     ran = ldmrt("engines", "prune", folder)
     assert ran.out.count("removed ") == len(ALL)
     assert list((folder / FOLDER).iterdir()) == []
+
+
+def test_weights_that_are_streamed(ldmrt: Any, copy: Path, gpu: FakeCuda) -> None:
+    words = ("--backend", "tensorrt", "--no-verify", "--components", "unet", "--weight-streaming")
+    plain = ldmrt("build", copy, *words[:-1])
+    assert plain.code == 0, plain.err
+    expected = drawn(copy)
+    all_of_them = gpu.did["bytes on the GPU"]
+    shutil.rmtree(copy / "engines")
+    assert ldmrt("build", copy, *words, 0.25).code == 0
+    assert drawn(copy).tobytes() == expected.tobytes()
+    assert all_of_them == 0  # nothing streams
+    quarter = gpu.did["bytes on the GPU"]
+    shutil.rmtree(copy / "engines")
+    assert ldmrt("build", copy, *words, 1).code == 0
+    drawn(copy)
+    assert 3 < gpu.did["bytes on the GPU"] / quarter < 5
+    (listed,) = engines(copy)
+    assert isinstance(listed, EngineFile)
+    assert listed.recipe.weights_on_gpu == 1
+    assert ldmrt("build", copy, *words, 1).err == "unet reused\n"
+    assert "2.0 is not in the range 0<=x<=1" in ldmrt("build", copy, *words, 2).err
+
+
+def drawn(bundle: Path) -> Any:
+    """What the U-Net's engine computes."""
+    with open_pipeline(bundle, "tensorrt", check=False) as pipeline:
+        network = pipeline.engines["unet"]
+        shapes = {"sample": (2, 4, 8, 8), "timestep": (2,), "encoder_hidden_states": (2, 16, 24)}
+        return network(**{name: np.ones(shape, np.float32) for name, shape in shapes.items()})["out_sample"]
+
+
+def test_the_builders_level_and_its_timings(ldmrt: Any, copy: Path, gpu: FakeCuda, tmp_path: Path) -> None:
+    cache = tmp_path / "new" / "timings.bin"
+    words = ("build", copy, "--backend", "tensorrt", "--no-verify", "--timing-cache", cache, "--components")
+    assert ldmrt(*words, "unet", "--builder-level", 5).code == 0
+    assert ldmrt(*words, "unet,vae_decoder").code == 0
+    assert cache.read_bytes().count(b"timing of") == 3
+    levels = {one.recipe.builder_level for one in engines(copy) if isinstance(one, EngineFile)}
+    assert levels == {5, None}
+    cache.write_bytes(b"weights")
+    ran = ldmrt(*words, "vae_encoder")
+    assert "--timing-cache: TensorRT takes no timings from" in ran.error
+    assert cache.read_bytes() == b"weights"
+    assert not any(one.name.startswith("vae_encoder") for one in (copy / "engines").iterdir())
+
+
+@RTX
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--builder-level", 3, "--builder-level: TensorRT-RTX builds the same engine at every level"),
+        ("--timing-cache", "timings.bin", "--timing-cache: TensorRT-RTX measures no kernels while it builds"),
+    ],
+)
+def test_what_tensorrt_rtx_has_not(ldmrt: Any, copy: Path, option: str, value: Any, problem: str) -> None:
+    assert problem in ldmrt("build", copy, "--target", "sm89", option, value).error
+    assert not (copy / "engines").exists()
+
+
+@RTX
+def test_tensorrt_rtx_builds_engines_that_stream(ldmrt: Any, copy: Path) -> None:
+    ran = ldmrt("build", copy, "--target", "sm89", "--no-verify", "--components", "unet", "--weight-streaming", 0.5)
+    assert ran.code == 0, ran.err
+    (made,) = engines(copy)
+    assert isinstance(made, EngineFile)
+    assert made.recipe.weights_on_gpu == 0.5
