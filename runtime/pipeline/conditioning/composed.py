@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.stages import PROMPT
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError, NotFinite
+from ldmrt.runtime.pipeline.prompts.reading import Steps
 from ldmrt.runtime.pipeline.prompts.syntaxes import Read, read_prompt
 from ldmrt.runtime.samplers.guidance import guide
 from ldmrt.runtime.samplers.plan import Plan
@@ -29,8 +30,7 @@ def composed_inputs(
     """Make the inputs of a request whose prompts have a syntax; see `conditioning.inputs.guided_inputs`."""
     request = context.request
     begin = 0 if request.denoising_start is None else plan.first
-    steps = request.num_inference_steps * calls
-    composition = read_composition(request, context.stage, context.rows, steps)
+    composition = read_composition(request, context.stage, context.rows, request.scheduled_steps(calls))
     told = [tuple(part.at(step) for part in composition.parts) for step in range(begin, begin + plan.rows)]
     different = list(dict.fromkeys(told))
     embeddings = _Embeddings(context)
@@ -68,7 +68,7 @@ class _Embeddings:
         self.context, self.source = context, context.stage.prompt
         self.names, self.layered = text_encoders(context.engines), gives_pooled(context.stage.prompt)
         syntax = context.request.prompt_syntax
-        self.empty = read_prompt(syntax, "", 1)[0].at(0)
+        self.empty = read_prompt(syntax, "", Steps())[0].at(0)
         self.known: dict[tuple[str, Read, int], Array] = {}
 
     def tokens(self, texts: ReadTexts, skip: int) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.stages import Row, Stage
 from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.pipeline.prompts.reading import Steps
 from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN, Read, Terms, read_prompt
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.guidance import Guidance, compose, guide
@@ -60,14 +61,14 @@ class Composition:
         return compose(self.weights, scales[0] if scales else 1.0)
 
 
-def read_composition(request: Request, stage: Stage, rows: Sequence[Row], steps: int) -> Composition:
+def read_composition(request: Request, stage: Stage, rows: Sequence[Row], steps: Steps) -> Composition:
     """Read the prompts of all rows of guidance.
 
     Args:
         request: The request.
         stage: The stage that it runs.
         rows: The rows, with the negative prompt's where the prompt has several parts.
-        steps: The steps that schedules are of.
+        steps: The steps of the pass that schedules are read for.
 
     Raises:
         InvalidRequest: A prompt cannot be read, or the model cannot draw several parts at once.
@@ -108,7 +109,7 @@ def most_parts(request: Request) -> int:
     if request.prompt_syntax == PLAIN or request.prompt is None:
         return 0
     each = [request.prompt] if isinstance(request.prompt, str) else request.prompt
-    terms = [read_prompt(request.prompt_syntax, text, 1) for text in each]
+    terms = [read_prompt(request.prompt_syntax, text, Steps()) for text in each]
     composed = any(len(own) > 1 or own[0].weight != 1 for own in terms)
     return max(map(len, terms)) if composed else 0
 

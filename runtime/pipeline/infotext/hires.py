@@ -11,6 +11,7 @@ from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.pipeline.request.checks import LARGEST_STEPS
 from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.runtime.pipeline.request.second_pass import steps_of_second_pass
 
 # "Latent (antialiased)" blurs only what it makes smaller, so that it enlarges as "Latent" does.
 LATENT_UPSCALERS: Mapping[str, str] = {
@@ -29,10 +30,9 @@ def hires_of(request: Request) -> JsonObject:
     """Return what AUTOMATIC1111 writes of a second pass; nothing where there is none."""
     if request.hires is None:
         return {}
-    steps = request.hires_steps or request.num_inference_steps
     own = request.hires_upscaler  # an upscale model has its file's name there too
     name = next(name for name, word in HIRES_NAMES.items() if word == own) if isinstance(own, str) else own.name
-    drawn = max(1, int(steps * request.hires_strength))  # its steps are those that are drawn
+    _, drawn = steps_of_second_pass(request)  # its steps are those that are drawn
     return {
         "Denoising strength": request.hires_strength,
         "Hires upscale": request.hires,

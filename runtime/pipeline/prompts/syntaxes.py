@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from .reading import Term
+from .reading import Steps, Term
 
 if TYPE_CHECKING:
     from .a1111.reading import Sections
@@ -13,13 +13,13 @@ Read: TypeAlias = "Sections | Conjunction"
 Terms: TypeAlias = "tuple[Term[Read], ...]"
 
 
-def read_prompt(syntax: str, prompt: str, steps: int, *, negative: bool = False) -> Terms:
+def read_prompt(syntax: str, prompt: str, steps: Steps, *, negative: bool = False) -> Terms:
     """Read a prompt by a syntax other than the plain one, which is not read.
 
     Args:
         syntax: "a1111" or "compel".
         prompt: The prompt.
-        steps: The steps that its schedules are of.
+        steps: The steps of the pass that it is read for.
         negative: Whether it is a negative prompt, in which AND is a word.
 
     Raises:
@@ -29,7 +29,7 @@ def read_prompt(syntax: str, prompt: str, steps: int, *, negative: bool = False)
     if syntax == COMPEL:
         from .compel.parser import read_compel
 
-        return (Term(1.0, ((steps, read_compel(prompt)),)),)
+        return (Term(1.0, ((steps.count, read_compel(prompt)),)),)
     from .a1111.reading import read_a1111
 
     return read_a1111(prompt, steps, composed=not negative)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.reading import split
+from ldmrt.runtime.pipeline.prompts.reading import Steps
 from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN, read_prompt
 
 from .checks import exclusive, invalid, needs
@@ -152,7 +153,7 @@ def check_prompts(request: Fields, texts: Sequence[str]) -> None:
 def _check_prompt(syntax: str, name: str, text: str) -> None:
     """Refuse a prompt that its syntax cannot read, by the name of its field."""
     try:
-        read_prompt(syntax, text, 1, negative=name.startswith("negative"))
+        read_prompt(syntax, text, Steps(), negative=name.startswith("negative"))
     except InvalidRequest as error:
         raise error.about(name) from None
 

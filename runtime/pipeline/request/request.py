@@ -8,6 +8,7 @@ from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.reading import split
 from ldmrt.runtime.images.sizes import enlarged_size, image_size
 from ldmrt.runtime.pipeline.loras.asked import check_tags
+from ldmrt.runtime.pipeline.prompts.reading import Steps
 from ldmrt.runtime.tensors import Array
 
 from .checks import LARGEST_SIDE, SEEDS, Images, Text, Whole, exclusive, invalid, with_scale
@@ -273,6 +274,10 @@ class Request(Fields):
         return [
             text if text is None or isinstance(text, str) else text[i // self.num_images_per_prompt] for i in places
         ]
+
+    def scheduled_steps(self, calls: int) -> Steps:
+        """Return the steps that schedules of the prompts are read for, each of so many calls of the network."""
+        return Steps(self.num_inference_steps * calls)
 
     def size(self, own: tuple[int, int], factor: int) -> tuple[int, int]:
         """Return (height, width) in pixels, for a model or image of the size `own` and `factor` pixels a latent."""

@@ -1,10 +1,10 @@
 """Draw an image a second time, larger: what AUTOMATIC1111's web UI calls "Hires. fix".
 
 The first pass draws at the size that is asked for. Its latents are enlarged, or its pixels are and are encoded again,
-and the second pass starts from them as from any image, with the same prompt and the same seed.
+and the second pass starts from them as from any image, with the same prompt, whose schedules go on, and the same seed.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.resizing import Upscaler, method_of, resize
+from ldmrt.runtime.pipeline.prompts.reading import Steps
 from ldmrt.runtime.samplers.plan import Latents
 
 from .field_names import OutputType
@@ -24,6 +25,23 @@ NO_SECOND_PASS: dict[str, Any] = {
 }
 
 MOST_CALLS = 3  # of an upscale model (`Upscaler.upscale` in AUTOMATIC1111's modules/upscaler.py)
+
+
+@dataclass(frozen=True)
+class SecondRequest(Request):
+    """Asks for a second pass, in which schedules of the prompts go on from the first one, as in AUTOMATIC1111's.
+
+    Attributes:
+        drawn_steps: The steps that are drawn, of which schedules are: "Hires steps" of that program.
+        first_steps: The steps of the first pass.
+    """
+
+    drawn_steps: int = 1
+    first_steps: int = 1
+
+    def scheduled_steps(self, calls: int) -> Steps:
+        """Return the steps that schedules of the prompts are read for, each of so many calls of the network."""
+        return Steps(self.drawn_steps * calls, self.first_steps * calls)
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,12 @@ def enlarged(size: tuple[int, int], request: Request, unit: int) -> tuple[int, i
     return height, width
 
 
+def steps_of_second_pass(request: Request) -> tuple[int, int]:
+    """Return the steps of a request's second pass, and how many of them are drawn, by its strength."""
+    steps = request.hires_steps or request.num_inference_steps
+    return steps, max(1, int(steps * request.hires_strength))
+
+
 def first_pass(request: Request) -> Pass:
     """Return the first pass of a request that has two."""
     form: OutputType = "pil" if method_of(request.hires_upscaler) is None else "latent"
@@ -101,7 +125,8 @@ def second_pass(request: Request, stage: Stage, size: tuple[int, int]) -> Pass:
     (each,) = request.parts(count)
     counted = any(value is not None for value in (each.prompt, each.prompt_embeds, each.class_labels))
     changes: dict[str, Any] = {**NO_SECOND_PASS, "height": height, "width": width, "strength": request.hires_strength}
-    changes |= {"num_inference_steps": request.hires_steps or request.num_inference_steps, "latents": None}
+    steps, drawn = steps_of_second_pass(request)
+    changes |= {"num_inference_steps": steps, "latents": None}
     method = method_of(request.hires_upscaler)
     if method is None:
         changes |= {"image": [np.zeros((1, 1, 3), np.uint8)] * count, "image_latents": None, "num_images_per_prompt": 1}
@@ -111,4 +136,5 @@ def second_pass(request: Request, stage: Stage, size: tuple[int, int]) -> Pass:
         blank = np.broadcast_to(np.float32(0), shape)  # takes no memory: its shape alone is read
         changes |= {"image": None, "image_latents": blank, "num_images_per_prompt": 1 if counted else count}
     model = None if isinstance(request.hires_upscaler, str) else request.hires_upscaler
-    return Pass(replace(each, **changes), method, model)
+    values = {field.name: getattr(each, field.name) for field in fields(each)} | changes
+    return Pass(SecondRequest(**values, drawn_steps=drawn, first_steps=request.num_inference_steps), method, model)

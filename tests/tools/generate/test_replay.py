@@ -41,13 +41,15 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "outpaint": ("--image", "in.png", "--outpaint", "0,0,0,6", "--feather", 3, "--mask-content", "noise"),
     "variation": ("--seed", 3, "--variation-seed", 9, "--variation-strength", 0.3, "--noise", "torch-cpu"),
     "hires": ("--width", 8, "--height", 8, "--hires", 2, "--hires-steps", 4, "--hires-upscaler", "pixel", "--seed", 3),
+    "schedule": ("--prompt-syntax", "a1111", "--width", 8, "--height", 8, "--hires", 2),
     "tiles": ("--width", 32, "--tile", 16, "--threads", 1, "--guidance-interval", "0.1,5"),
 }
 
 
 @pytest.mark.parametrize(("name", "suffix"), [*((name, "png") for name in WORDS), ("image", "jpg"), ("plain", "webp")])
 def test_an_image_is_drawn_again_bit_for_bit(ldmrt: Any, bundle: Path, place: Path, name: str, suffix: str) -> None:
-    assert ldmrt("generate", bundle, PROMPT, "--steps", 3, *WORDS[name], "-o", f"a.{suffix}").code == 0
+    prompt = "[a red apple:two pears:1.5]" if name == "schedule" else PROMPT
+    assert ldmrt("generate", bundle, prompt, "--steps", 3, *WORDS[name], "-o", f"a.{suffix}").code == 0
     ran = ldmrt("replay", f"a.{suffix}", "--bundle", bundle, "-o", f"b.{suffix}")
     width, height = 32 if name == "tiles" else 16, 22 if name == "outpaint" else 16
     size = width * height * 3

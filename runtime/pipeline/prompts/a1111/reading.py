@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ldmrt.runtime.errors import InvalidRequest, Place
 from ldmrt.runtime.pipeline.prompts.fragments import Fragments, unreadable
-from ldmrt.runtime.pipeline.prompts.reading import Term
+from ldmrt.runtime.pipeline.prompts.reading import Steps, Term
 
 from .attention import read_attention
 from .composition import Part, split_composition
@@ -25,12 +25,12 @@ class Sections:
     sections: tuple[Fragments, ...]
 
 
-def read_a1111(prompt: str, steps: int, *, composed: bool) -> tuple[Term[Sections], ...]:
+def read_a1111(prompt: str, steps: Steps, *, composed: bool) -> tuple[Term[Sections], ...]:
     """Read a prompt.
 
     Args:
         prompt: The prompt.
-        steps: The steps that its schedules are of.
+        steps: The steps of the pass that it is read for.
         composed: Whether AND splits it: not of a negative prompt, where it is a word.
 
     Returns:
@@ -52,7 +52,7 @@ def read_a1111(prompt: str, steps: int, *, composed: bool) -> tuple[Term[Section
         raise error.placed(Place(prompt, place_in(prompt, error.place.at))) from None
 
 
-def _of_part(prompt: str, part: Part, steps: int) -> tuple[tuple[int, Sections], ...]:
+def _of_part(prompt: str, part: Part, steps: Steps) -> tuple[tuple[int, Sections], ...]:
     """Read the text of a part."""
     texts = _placed(prompt, part, partial(read_schedule, part.text, steps))
     return tuple((last, Sections(_placed(prompt, part, partial(read_attention, text)))) for last, text in texts)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ldmrt.runtime.pipeline.prompts.fragments import DEEPEST, unreadable
+from ldmrt.runtime.pipeline.prompts.reading import Steps
 
 NUMBER = re.compile(r"\s*([+-]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[0-9]+(?:[eE][+-]?[0-9]+)?))\s*\]")
 PLAIN = re.compile(r"(?:[^\\\[\]():|]|\\.)+")
@@ -20,12 +21,12 @@ class Scheduled:
     when: str  # as it is written
     at: int
 
-    def last_step(self, text: str, steps: int) -> int:
-        """Return the last step of `before`: a number with a point is a share of all steps."""
-        number = float(self.when) * (steps if "." in self.when else 1)
+    def last_step(self, text: str, steps: Steps) -> int:
+        """Return the last step of `before`, which is below 1 if it has ended when the pass begins."""
+        number = steps.of(self.when)
         if not math.isfinite(number):
             raise unreadable(text, self.at, f"{self.when!r:.40} is no step", expected="a step, or a share such as 0.4")
-        return min(steps, int(number))
+        return min(steps.count, int(number))
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ Piece = str | Scheduled | Alternating
 Pieces = tuple[Piece, ...]
 
 
-def read_schedule(text: str, steps: int) -> tuple[tuple[int, str], ...]:
+def read_schedule(text: str, steps: Steps) -> tuple[tuple[int, str], ...]:
     """Read a text as one for each range of steps.
 
     Brackets that form no schedule stay in the texts, which `read_attention` reads. As in AUTOMATIC1111's program, a
@@ -47,22 +48,22 @@ def read_schedule(text: str, steps: int) -> tuple[tuple[int, str], ...]:
 
     Args:
         text: The text.
-        steps: How many steps there are.
+        steps: The steps of the pass that it is read for.
 
     Returns:
-        (last step, text) in the order of their steps, of which the last one is `steps`.
+        (last step, text) in the order of their steps, of which the last one is `steps.count`.
 
     Raises:
         InvalidRequest: A step is no finite number, or brackets are nested too deeply.
     """
     pieces = _Reader(text).whole()
     if pieces is None:
-        return ((steps, text),)
-    last = sorted({steps, *_last_steps(pieces, text, steps)})
+        return ((steps.count, text),)
+    last = sorted({steps.count, *_last_steps(pieces, text, steps)})
     return tuple((step, "".join(_at_step(pieces, text, step, steps))) for step in last)
 
 
-def _last_steps(pieces: Pieces, text: str, steps: int) -> Iterator[int]:
+def _last_steps(pieces: Pieces, text: str, steps: Steps) -> Iterator[int]:
     """Yield the last step of every text that is replaced."""
     for piece in pieces:
         if isinstance(piece, Scheduled):
@@ -70,11 +71,11 @@ def _last_steps(pieces: Pieces, text: str, steps: int) -> Iterator[int]:
             yield from (last,) if last >= 1 else ()
             yield from _last_steps(piece.before + piece.after, text, steps)
         elif isinstance(piece, Alternating):
-            yield from range(1, steps + 1)
+            yield from range(1, steps.count + 1)
             yield from _last_steps(sum(piece.options, ()), text, steps)
 
 
-def _at_step(pieces: Pieces, text: str, step: int, steps: int) -> Iterator[str]:
+def _at_step(pieces: Pieces, text: str, step: int, steps: Steps) -> Iterator[str]:
     """Yield the pieces of the text at a step, which counts from 1."""
     for piece in pieces:
         if isinstance(piece, str):

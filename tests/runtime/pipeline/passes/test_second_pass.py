@@ -47,6 +47,34 @@ def test_latents_are_those_of_two_calls(pipeline: Pipeline, upscaler: str) -> No
     assert np.abs(by_hand.latents - large).max() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("prompt", "first", "then"),
+    [
+        ("[a red apple:two pears:0.5]", "[a red apple:two pears:2]", "two pears"),
+        ("[a red apple:two pears:1.5]", "a red apple", "[a red apple:two pears:2]"),
+        ("[a red apple:two pears:6]", "a red apple", "[a red apple:two pears:2]"),
+        ("[a red apple|two pears]", "[a red apple|two pears]", "[a red apple|two pears]"),
+    ],
+)
+def test_schedules_go_on(pipeline: Pipeline, prompt: str, first: str, then: str) -> None:
+    """By hand: each pass with its own part of the schedule. 4 of the 8 steps of the second pass are drawn."""
+    asked = {**ASKED, "prompt_syntax": "a1111"}
+    both = pipeline(prompt, **asked, hires=2, hires_steps=8)
+    small = pipeline(first, **asked, output_type="latent").latents
+    large = resize(small, (16, 16), "bilinear")
+    by_hand = pipeline(then, **{**asked, "num_inference_steps": 8}, image_latents=large, strength=0.5)
+    np.testing.assert_array_equal(both.pixels, by_hand.pixels)
+
+
+def test_schedules_count_both_evaluations_of_a_step(pipeline: Pipeline) -> None:
+    """The second pass of heun, 4 steps of 8, is of 8 evaluations; 0.25 of them are 0, 1 and 2."""
+    asked = {**ASKED, "prompt_syntax": "a1111", "scheduler": "heun"}
+    request = Request("[a red apple:two pears:1.25]", **asked, hires=2, hires_steps=8)
+    made = second_pass(request, pipeline.stage, pipeline.size(request)).request
+    (part,) = made.parts(1)  # keeps what it counts from
+    assert pipeline._encode(part).inputs.of_row == (0, 0, 0, 1, 1, 1, 1)
+
+
 @pytest.mark.oracle
 def test_diffusers_gives_the_same_latents(checkpoint: Path, pipeline: Pipeline) -> None:
     """Text to image, `torch.nn.functional.interpolate`, then diffusers' image to image with latents."""

@@ -9,6 +9,7 @@ from ldmrt.runtime.pipeline.prompts.a1111.attention import read_attention
 from ldmrt.runtime.pipeline.prompts.a1111.composition import split_composition
 from ldmrt.runtime.pipeline.prompts.a1111.reading import read_a1111
 from ldmrt.runtime.pipeline.prompts.a1111.schedules import read_schedule
+from ldmrt.runtime.pipeline.prompts.reading import Steps
 
 # The doctests of modules/prompt_parser.py, stable-diffusion-webui 1.10.
 ATTENTION = {
@@ -45,6 +46,22 @@ SCHEDULES = {
     "[[a|b]:c:2]": [(1, "a"), (2, "b"), *((step, "c") for step in range(3, 11))],
     "[a\\:b:c:3]": [(3, "a\\:b"), (10, "c")],
 }
+# Prompt, steps of the first and of the second pass, and what each draws with: the doctests of version 1.10 with its
+# `hires_steps`, then what its rule gives, by lark. Later entries count steps through both passes.
+PASSES = [
+    ("a [b:.5] c", 10, 10, [(5, "a  c"), (10, "a b c")], [(10, "a b c")]),
+    ("a [b:1.5] c", 10, 10, [(10, "a  c")], [(5, "a  c"), (10, "a b c")]),
+    ("[a:b:0.4]", 20, 10, [(8, "a"), (20, "b")], [(10, "b")]),
+    ("[a:b:1.4]", 20, 10, [(20, "a")], [(3, "a"), (10, "b")]),  # (1.4 - 1) * 10 is 3.99
+    ("[a:b:1.0]", 20, 10, [(20, "a")], [(10, "b")]),
+    ("[a:b:8]", 20, 10, [(8, "a"), (20, "b")], [(10, "b")]),
+    ("[a:b:20]", 20, 10, [(20, "a")], [(10, "b")]),
+    ("[a:b:25]", 20, 10, [(20, "a")], [(5, "a"), (10, "b")]),
+    ("[a:b:40]", 20, 10, [(20, "a")], [(10, "a")]),
+    ("[a:[b:c:1.5]:0.5]", 20, 6, [(10, "a"), (20, "b")], [(3, "b"), (6, "c")]),
+    ("[a|b]", 2, 3, [(1, "a"), (2, "b")], [(1, "a"), (2, "b"), (3, "a")]),  # takes its turns anew
+    ("[a:[b|c]:3]", 2, 3, [(1, "a"), (2, "a")], [(1, "a"), (2, "c"), (3, "b")]),
+]
 
 
 @pytest.mark.parametrize("text", ATTENTION)
@@ -63,12 +80,20 @@ def test_sections_stand_between_breaks() -> None:
 
 @pytest.mark.parametrize("text", SCHEDULES)
 def test_schedules_are_the_published_ones(text: str) -> None:
-    assert list(read_schedule(text, STEPS)) == SCHEDULES[text]
+    assert list(read_schedule(text, Steps(STEPS))) == SCHEDULES[text]
+
+
+@pytest.mark.parametrize(("text", "first", "second", "expected", "then"), PASSES)
+def test_schedules_go_on_in_a_second_pass(
+    text: str, first: int, second: int, expected: list[tuple[int, str]], then: list[tuple[int, str]]
+) -> None:
+    assert list(read_schedule(text, Steps(first))) == expected
+    assert list(read_schedule(text, Steps(second, before=first))) == then
 
 
 def test_a_text_is_that_of_the_first_range_that_has_not_ended() -> None:
     """reconstruct_cond_batch counts evaluations from 0 and takes the first entry that does not end before."""
-    (term,) = read_a1111("[a:b:0.3]", STEPS, composed=True)
+    (term,) = read_a1111("[a:b:0.3]", Steps(STEPS), composed=True)
     read = ["".join(one.text for one in term.at(step).sections[0]) for step in range(STEPS)]
     assert read == ["a"] * 4 + ["b"] * 6
 
@@ -78,7 +103,7 @@ def test_and_splits_a_prompt_into_weighted_parts() -> None:
     assert [(part.text, part.weight) for part in parts] == [
         ("a cat", 1.2), (" a (hat:0.5)", 1.0), (" :.5ANDY", 1.0), ("  b", -1.0),
     ]  # fmt: skip
-    assert len(read_a1111("a AND b", STEPS, composed=False)) == 1
+    assert len(read_a1111("a AND b", Steps(STEPS), composed=False)) == 1
 
 
 UNREADABLE = {
@@ -97,7 +122,7 @@ UNREADABLE = {
 def test_what_cannot_be_read_is_said_with_a_caret(prompt: str) -> None:
     problem, at = UNREADABLE[prompt]
     with pytest.raises(InvalidRequest, match=r"^prompt: ") as raised:
-        read_a1111(prompt, STEPS, composed=True)
+        read_a1111(prompt, Steps(STEPS), composed=True)
     assert problem in raised.value.problem
     place = raised.value.place
     assert place is not None
@@ -126,7 +151,7 @@ def test_any_prompt_is_read_or_refused() -> None:
     for _ in range(200):
         prompt = "".join(rng.choices(pieces, k=rng.randint(1, 14)))
         try:
-            terms = read_a1111(prompt, STEPS, composed=True)
+            terms = read_a1111(prompt, Steps(STEPS), composed=True)
         except InvalidRequest:
             refused += 1
             continue

@@ -10,6 +10,7 @@ import webuiapi
 from PIL import Image
 
 from ldmrt.runtime import Request
+from ldmrt.runtime.images.resizing import resize
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 
 from ...conftest import until
@@ -48,6 +49,19 @@ def test_a_second_pass_gives_the_pipelines_images(api: webuiapi.WebUIApi, pipeli
     assert result.info["extra_generation_params"] == texts
     assert "Latent (nearest)" in [mode["name"] for mode in api.get_latent_upscale_modes()]
     assert [one["name"] for one in api.get_upscalers()] == ["Lanczos"]
+
+
+def test_schedules_go_on_in_the_second_pass(api: webuiapi.WebUIApi, pipeline: Pipeline) -> None:
+    """2 steps, then all 4 that are asked for: of the second pass the first 3 evaluations have the first text."""
+    asked: dict[str, Any] = {"seed": 7, "cfg_scale": 3.0, "eta": 0.0, "enable_hr": True, "denoising_strength": 0.5}
+    result = api.txt2img(prompt="[a red apple:two pears:1.5]", hr_second_pass_steps=4, **asked, **SMALL)
+    how: dict[str, Any] = {"negative_prompt": "", "seed": 7, "guidance_scale": 3.0, "eta": 0.0, **SAME}
+    small = pipeline("a red apple", **how, width=16, height=16, output_type="latent").latents
+    large = resize(small, (16, 16), "bilinear")
+    by_hand = {**how, "num_inference_steps": 8, "prompt_syntax": "a1111", "image_latents": large}
+    np.testing.assert_array_equal(
+        pixels(result.images), pipeline("[a red apple:two pears:2]", **by_hand, strength=0.5).pixels
+    )
 
 
 def test_the_own_api_draws_both_passes(client: httpx.Client, pipeline: Pipeline) -> None:
