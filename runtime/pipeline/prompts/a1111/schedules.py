@@ -44,7 +44,9 @@ def read_schedule(text: str, steps: Steps) -> tuple[tuple[int, str], ...]:
     """Read a text as one for each range of steps.
 
     Brackets that form no schedule stay in the texts, which `read_attention` reads. As in AUTOMATIC1111's program, a
-    text with a "|" that is not in square brackets, or that ends in a backslash, has no schedule.
+    text with a "|" that is not in square brackets, or that ends in a backslash, has no schedule. Its grammar is
+    ambiguous where brackets or colons follow a schedule, as in "[a:2]::", and there its parser (lark 1.1.2) finds the
+    schedule or not by Python's hash seed; here it is always found.
 
     Args:
         text: The text.

@@ -45,9 +45,13 @@ SCHEDULES = {
     "[a:b:0]": [(10, "b")],
     "[[a|b]:c:2]": [(1, "a"), (2, "b"), *((step, "c") for step in range(3, 11))],
     "[a\\:b:c:3]": [(3, "a\\:b"), (10, "c")],
+    # Its grammar is ambiguous here: lark 1.1.2, which version 1.10 asks for, finds these schedules by one hash seed of
+    # Python and reads plain text by another. They are schedules here, as they are without the colons.
+    "[:2]::": [(2, "::"), (10, "::")],
+    "[a:2]::": [(2, "::"), (10, "a::")],
 }
 # Prompt, steps of the first and of the second pass, and what each draws with: the doctests of version 1.10 with its
-# `hires_steps`, then what its rule gives, by lark. Later entries count steps through both passes.
+# `hires_steps`, then what its rule gives, by lark.
 PASSES = [
     ("a [b:.5] c", 10, 10, [(5, "a  c"), (10, "a b c")], [(10, "a b c")]),
     ("a [b:1.5] c", 10, 10, [(10, "a  c")], [(5, "a  c"), (10, "a b c")]),
