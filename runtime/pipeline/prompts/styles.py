@@ -10,7 +10,8 @@ from ldmrt.runtime.files.reading import plain_file
 from ldmrt.runtime.nearest import suggestion
 
 PROMPT = "{prompt}"  # where the user's own text goes in a style; one without it follows that text
-COLUMNS = ("name", "prompt", "negative_prompt")
+NAME, TEXT, OLD_TEXT, NEGATIVE = "name", "prompt", "text", "negative_prompt"  # columns
+COMMENT = "#"  # at the beginning of a name
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Style:
 
 
 def read_styles(path: Path) -> dict[str, Style]:
-    """Read a file of styles, by their names.
+    """Read a file of styles, by their names, as `load_from_csv` of modules/styles.py of AUTOMATIC1111's web UI 1.10.
+
+    The column of prompts may have its old name, and that of negative prompts may be missing, as in files of old.
 
     Raises:
         LdmrtError: It cannot be read, or lacks a column.
@@ -30,15 +33,17 @@ def read_styles(path: Path) -> dict[str, Style]:
     plain_file("--styles", path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, strict=True)
+            table = csv.DictReader(file, strict=True, skipinitialspace=True)
             rows = list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LdmrtError("--styles", f"{path} is no file of styles", found=first_line(error)) from None
-    if missing := [name for name in COLUMNS if name not in (table.fieldnames or ())]:
-        raise LdmrtError(
-            "--styles", f"the column {missing[0]} of styles is missing", expected=", ".join(COLUMNS), found=path
-        )
-    return {row["name"]: Style(row["prompt"] or "", row["negative_prompt"] or "") for row in rows if row["name"]}
+    columns = table.fieldnames or ()
+    prompt = TEXT if TEXT in columns else OLD_TEXT
+    if missing := [shown for name, shown in ((NAME, NAME), (prompt, TEXT)) if name not in columns]:
+        problem, expected = f"the column {missing[0]} of styles is missing", f"{NAME}, {TEXT}, {NEGATIVE}"
+        raise LdmrtError("--styles", problem, expected=expected, found=path)
+    named = [row for row in rows if row[NAME] and not row[NAME].startswith(COMMENT)]
+    return {row[NAME]: Style(row[prompt] or "", row.get(NEGATIVE) or "") for row in named}
 
 
 def chosen(styles: Mapping[str, Style], names: Sequence[str]) -> list[Style]:

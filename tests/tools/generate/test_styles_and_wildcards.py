@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.pipeline.prompts.styles import chosen, read_styles, styled
+from ldmrt.runtime.pipeline.prompts.styles import Style, chosen, read_styles, styled
 from ldmrt.runtime.pipeline.prompts.wildcards import DEEPEST, Wildcards
 from ldmrt.tools.options.prompts import worded
 
@@ -30,9 +30,29 @@ def test_a_style_stands_around_a_prompt_or_behind_it(tmp_path: Path) -> None:
     assert styled(" a fox ", [""]) == "a fox"
     with pytest.raises(LdmrtError, match="no such style 'lout', did you mean 'loud'"):
         chosen(styles, ["lout"])
-    path.write_text("name,text\na,b\n")
-    with pytest.raises(LdmrtError, match="the column prompt of styles is missing"):
-        read_styles(path)
+
+
+# As `load_from_csv` of the web UI 1.10 reads them: it knows no column of negative prompts but negative_prompt.
+READ = {
+    "name,text\na,b\n": {"a": Style("b")},
+    'name, text, negative_text\nnoto, "{prompt}, flat", blurred\n': {"noto": Style("{prompt}, flat")},
+    "name,text,negative_prompt\na,b,c\n": {"a": Style("b", "c")},
+    "name,prompt,text\na,b,c\n": {"a": Style("b")},
+    "name,prompt,negative_prompt\n# flat ones,,\n,x,y\na\nb,c,d,e\n": {"a": Style(), "b": Style("c", "d")},
+}
+
+
+@pytest.mark.parametrize("text", READ)
+def test_styles_of_every_age_are_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "styles.csv").write_text(text)
+    assert read_styles(tmp_path / "styles.csv") == READ[text]
+
+
+@pytest.mark.parametrize(("text", "column"), [("prompt,text\n", "name"), ("name,negative_prompt\n", "prompt")])
+def test_a_missing_column_is_said(tmp_path: Path, text: str, column: str) -> None:
+    (tmp_path / "styles.csv").write_text(text)
+    with pytest.raises(LdmrtError, match=f"the column {column} of styles is missing; expected name, prompt, negative"):
+        read_styles(tmp_path / "styles.csv")
 
 
 def test_wildcards_follow_from_the_seed(tmp_path: Path) -> None:
