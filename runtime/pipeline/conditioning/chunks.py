@@ -36,7 +36,8 @@ class Chunks:
         weights = np.ones(ids.shape, np.float32)
         for row, own, chunk in zip(ids, weights, chunks, strict=True):
             row[: len(chunk) + 2] = [tokenizer.start, *(token for token, _ in chunk), tokenizer.end]
-            own[1 : len(chunk) + 1] = [weight for _, weight in chunk]
+            with np.errstate(over="ignore"):  # states that are not finite are refused
+                own[1 : len(chunk) + 1] = [weight for _, weight in chunk]
         return cls(ids, weights)
 
 
