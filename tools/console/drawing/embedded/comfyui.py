@@ -1,5 +1,6 @@
 """Read how an image was drawn from the graph of nodes that ComfyUI writes into it."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ def read_graph(graph: JsonObject) -> Drawn | None:
     sampling = [name for name, node in nodes.items() if _samples(node)]
     if not sampling:
         return None
-    used = {node for name in sampling for node in _upstream(nodes, name) if node != name}
+    used = set(_upstream(nodes, *(source for name in sampling for source in _sources(nodes, name))))
     last = [name for name in sampling if name not in used]
     order = list(_upstream(nodes, (last or sampling)[-1]))
     settings: JsonObject = {}
@@ -57,16 +58,24 @@ def _samples(node: Mapping[str, Any]) -> bool:
     return "latent_image" in inputs and ({"steps", "seed", "noise_seed", "noise", "sampler"} & inputs.keys()) != set()
 
 
-def _upstream(nodes: Mapping[str, Any], name: str) -> Iterator[str]:
-    """Yield a node and those that it depends on, the nearest first."""
-    seen, queue = {name}, [name]
+def _upstream(nodes: Mapping[str, Any], *names: str) -> Iterator[str]:
+    """Yield nodes and those that they depend on, each once, the nearest first."""
+    seen = dict.fromkeys(names)
+    queue = deque(seen)
     while queue:
-        name = queue.pop(0)
+        name = queue.popleft()
         yield name
-        for value in nodes[name]["inputs"].values():
-            if (source := _link(nodes, value)) is not None and source not in seen:
-                seen.add(source)
+        for source in _sources(nodes, name):
+            if source not in seen:
+                seen[source] = None
                 queue.append(source)
+
+
+def _sources(nodes: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Yield the nodes whose outputs are a node's inputs."""
+    for value in nodes[name]["inputs"].values():
+        if (source := _link(nodes, value)) is not None:
+            yield source
 
 
 def _link(nodes: Mapping[str, Any], value: object) -> str | None:
