@@ -1,9 +1,11 @@
 """Read and write the texts in the file of an image: text chunks of a PNG, EXIF of a JPEG or a WebP.
 
-EXIF has two texts. AUTOMATIC1111's is the user comment, in UTF-16, where it and every reader of it looks; ldmrt's JSON
-is the maker note, the field for what the maker of a file has to say in a form of its own.
+No pixels are decoded for them. EXIF has two texts. AUTOMATIC1111's is the user comment, in UTF-16, where it and every
+reader of it looks; ldmrt's JSON is the maker note, the field for what the maker of a file has to say in a form of its
+own.
 """
 
+import codecs
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 OWN, INFOTEXT = "ldmrt", "parameters"
 EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
 _MAKER = b"ldmrt\0"  # what ldmrt's maker note begins with
-_CODES = {b"ASCII\0\0\0": "ascii", b"UNICODE\0": "utf-16-be", b"\0\0\0\0\0\0\0\0": "utf-8"}
+_CODES = {b"ASCII\0\0\0": "ascii", b"\0\0\0\0\0\0\0\0": "utf-8"}  # of a user comment, its first 8 bytes
+_UNICODE = b"UNICODE\0"  # UTF-16, of which EXIF does not say the order of bytes
 # Tags of the image itself in which ComfyUI keeps its graphs in a WebP: "prompt:{...}", "workflow:{...}".
 _COMFYUI = (0x010E, 0x010F, 0x0110)
 
@@ -30,7 +33,7 @@ def exif_of(fields: Mapping[str, str]) -> "Image.Exif":
 
     exif, tags = Image.Exif(), dict[int, bytes]()
     if INFOTEXT in fields:
-        tags[USER_COMMENT] = b"UNICODE\0" + fields[INFOTEXT].encode("utf-16-be")
+        tags[USER_COMMENT] = _UNICODE + fields[INFOTEXT].encode("utf-16-be")
     if OWN in fields:
         tags[MAKER_NOTE] = _MAKER + fields[OWN].encode()
     if tags:
@@ -48,27 +51,57 @@ def read_fields(where: str, path: Path) -> dict[str, str]:
     Raises:
         LdmrtError: The file cannot be read, or is no image.
     """
-    with opened(where, path) as image:
-        fields = {name: text for name, text in getattr(image, "text", image.info).items() if isinstance(text, str)}
+    with opened(where, path, decoded=False) as image:
+        if image.format == "PNG":
+            fields = _in_png(image)
+        else:
+            fields = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
         with contextlib.suppress(Exception):  # EXIF that is damaged says nothing
             fields = {**dict(_in_exif(image)), **fields}
     return {str(name): str(text) for name, text in fields.items()}
 
 
 @contextlib.contextmanager
-def opened(where: str, path: Path) -> "Iterator[Image.Image]":
-    """Open the file of an image, decoded to its end, where a PNG may have texts too."""
+def opened(where: str, path: Path, *, decoded: bool = True) -> "Iterator[Image.Image]":
+    """Open the file of an image: decoded, or its header alone.
+
+    Raises:
+        LdmrtError: It cannot be read, or is no image.
+    """
     from PIL import Image
 
     try:
         with warnings.catch_warnings(), Image.open(plain_file(where, path)) as image:
             warnings.simplefilter("ignore")
-            image.load()
+            if decoded:
+                image.load()
             yield image
     except LdmrtError:
         raise
     except Exception as error:  # Pillow raises errors of many kinds for what is damaged
         raise LdmrtError(where, f"cannot read {path}", expected="an image", found=first_line(error)) from None
+
+
+def _in_png(image: "Image.Image") -> dict[str, str]:
+    """Return the texts of a PNG up to where it is damaged, those after the pixels too; its EXIF goes to `image.info`.
+
+    Pillow reads what follows the pixels by decoding these, which fails where they are damaged.
+    """
+    from PIL.PngImagePlugin import PngStream
+
+    file = image.fp
+    assert file is not None  # as the image is open
+    file.seek(8)  # after the signature
+    stream = PngStream(file)
+    with contextlib.suppress(Exception):  # what is damaged says no more
+        while (chunk := stream.read())[0] != b"IEND":
+            kind, _, size = chunk
+            if kind in (b"tEXt", b"zTXt", b"iTXt", b"eXIf"):
+                stream.crc(kind, stream.call(*chunk))
+            else:
+                file.seek(size + 4, 1)  # and its checksum
+    image.info["exif"] = stream.im_info.get("exif")  # which keeps Pillow from looking for it behind the pixels
+    return {str(name): str(text) for name, text in stream.im_text.items()}
 
 
 def _in_exif(image: "Image.Image") -> Iterator[tuple[str, str]]:
@@ -80,11 +113,21 @@ def _in_exif(image: "Image.Image") -> Iterator[tuple[str, str]]:
             yield name.casefold(), text
     tags: Mapping[int, Any] = exif.get_ifd(EXIF_IFD)
     comment, note = tags.get(USER_COMMENT, b""), tags.get(MAKER_NOTE, b"")
-    if isinstance(comment, bytes) and comment[:8] in _CODES:
+    if isinstance(comment, bytes) and (comment[:8] in _CODES or comment.startswith(_UNICODE)):
         with contextlib.suppress(UnicodeDecodeError):
-            yield INFOTEXT, comment[8:].decode(_CODES[comment[:8]])
+            yield INFOTEXT, comment[8:].decode(_CODES.get(comment[:8]) or _order_of(comment[8:]))
     elif isinstance(comment, str):
         yield INFOTEXT, comment
     if isinstance(note, bytes) and note.startswith(_MAKER):
         with contextlib.suppress(UnicodeDecodeError):
             yield OWN, note.removeprefix(_MAKER).decode()
+
+
+def _order_of(text: bytes) -> str:
+    """Return the codec of UTF-16 whose order of bytes is not known: by its mark, or by where most zeros are.
+
+    The settings that all savers write are letters of ASCII, whose first byte is zero where the greater comes first.
+    """
+    if text[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"  # which reads the mark
+    return "utf-16-le" if text[1::2].count(0) > text[::2].count(0) else "utf-16-be"
