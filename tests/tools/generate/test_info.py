@@ -164,6 +164,24 @@ def test_a_graph_in_a_webp(ldmrt: Any, tmp_path: Path) -> None:
     assert (found["program"], found["prompt"], found["settings"]["seed"]) == ("ComfyUI", "a cat", 7)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_what_is_no_number_is_null_in_json(ldmrt: Any, tmp_path: Path, number: str) -> None:
+    """Python reads these words, and ComfyUI writes NaN, but JSON has neither."""
+
+    def refused(word: str) -> None:
+        raise ValueError(word)
+
+    graph = json.dumps(COMFYUI).replace('"seed": 7', f'"seed": {number}')
+    old = json.dumps({"prompt": "a cat", "seed": 1, "made": {"values": [number, {"x": 2}]}}).replace(
+        f'"{number}"', number
+    )
+    paths = png(tmp_path / "a.png", prompt=graph), png(tmp_path / "b.png", ldmrt=old)
+    theirs, own = json.loads(ldmrt("info", *paths, "--json").out, parse_constant=refused)
+    assert (theirs["settings"]["seed"], theirs["settings"]["steps"]) == (None, 25)
+    assert own["parameters"]["made"]["values"] == [None, {"x": 2}]
+    assert ldmrt("info", *paths).code == 0
+
+
 def test_tables_for_people(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.png"
     assert ldmrt("generate", bundle, "two pears", "--steps", 2, "-o", out).code == 0

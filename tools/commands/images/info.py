@@ -27,7 +27,7 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
 
     described = [describe("info", Path(file)) for file in files]
     if as_json:
-        click.echo(json.dumps([each.to_json() for each in described], indent=2))
+        click.echo(json.dumps([each.to_json() for each in described], indent=2, allow_nan=False))
         return
     for each in described:
         rows = [("program", each.program), ("prompt", each.prompt), ("negative prompt", each.negative)]

@@ -46,14 +46,15 @@ class Description:
     parameters: JsonObject | None = field(default=None, repr=False)
 
     def to_json(self) -> JsonObject:
-        """Return what `ldmrt info --json` prints."""
+        """Return what `ldmrt info --json` prints: JSON has no NaN and no infinity, for which there is null."""
         said = {
             "file": str(self.path),
             "program": self.program,
             "prompt": self.prompt,
             "negative_prompt": self.negative,
         }
-        return {**said, "settings": self.settings, "parameters": self.parameters}
+        plain: JsonObject = _finite({**said, "settings": self.settings, "parameters": self.parameters})
+        return plain
 
 
 def describe(where: str, path: Path) -> Description:
@@ -149,6 +150,15 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return "\n".join(map(_text, value))
     return "" if value is None else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None in the place of each number that is not finite: Python's reader takes "NaN" for one."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: object) -> object:
