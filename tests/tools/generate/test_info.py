@@ -210,6 +210,19 @@ def test_a_file_that_is_damaged_or_of_another_program_is_refused(ldmrt: Any, tmp
     assert (ran.code, "a.png was not drawn by ldmrt, or has lost its record" in ran.error) == (2, True)
 
 
+def test_files_that_can_be_read_are_shown_beside_others(ldmrt: Any, tmp_path: Path) -> None:
+    whole = [png(tmp_path / name, parameters=INFOTEXT) for name in ("a.png", "b.png")]
+    (tmp_path / "text.png").write_text("no image")
+    files = (whole[0], tmp_path / "text.png", png(tmp_path / "none.png"), whole[1])
+    ran = ldmrt("info", *files, "--json")
+    assert (ran.code, [each["file"] for each in json.loads(ran.out)]) == (2, list(map(str, whole)))
+    assert ["text.png" in line for line in ran.err.splitlines() if line.startswith("error: ")] == [True, False]
+    ran = ldmrt("info", *files)
+    assert (ran.code, ran.out.count("DPM++ 2M"), ran.err.count("error: ")) == (2, 2, 2)
+    ran = ldmrt("info", *files[1:3], "--json")
+    assert (ran.code, ran.out) == (2, "")
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -2,10 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ldmrt.tools.options.types import IMAGE
+
+if TYPE_CHECKING:
+    from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.tools.console.drawing.embedded.programs import Description
 
 
 @click.command()
@@ -16,20 +21,20 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
 
     With --json: for each file "file", "program", "prompt", "negative_prompt", "settings" ("steps", "sampler",
     "guidance", "seed", "width", "height", "model" and others, what is known of them) and "parameters", all that ldmrt
-    wrote, or null.
+    wrote, or null. A file that cannot be read is an error after those that can, and the exit code is 2.
 
     Example: ldmrt info out/apple.png
     """
-    from ldmrt.runtime.errors import printable
+    from ldmrt.runtime.errors import LdmrtError, printable
     from ldmrt.runtime.pipeline.infotext.record import MADE
     from ldmrt.tools.console import tables
-    from ldmrt.tools.console.drawing.embedded.programs import describe
 
-    described = [describe("info", Path(file)) for file in files]
-    if as_json:
+    read = [_read(Path(file)) for file in files]
+    described = [each for each in read if not isinstance(each, LdmrtError)]
+    errors = [each for each in read if isinstance(each, LdmrtError)]
+    if as_json and described:
         click.echo(json.dumps([each.to_json() for each in described], indent=2, allow_nan=False))
-        return
-    for each in described:
+    for each in [] if as_json else described:
         rows = [("program", each.program), ("prompt", each.prompt), ("negative prompt", each.negative)]
         rows += [(name.replace("_", " "), str(value)) for name, value in each.settings.items()]
         made = (each.parameters or {}).get(MADE)
@@ -40,3 +45,18 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
             rows.append(("versions", ", ".join(f"{name} {version}" for name, version in each_version)))
         shown = [(name, printable(value)) for name, value in rows if value]
         tables.show(("", "value"), shown, title=printable(str(each.path)))
+    for error in errors[:-1]:
+        click.secho(f"error: {error}", fg="red", err=True)
+    if errors:
+        raise errors[-1]
+
+
+def _read(file: Path) -> "Description | LdmrtError":
+    """Return what a file says, or why it cannot be read."""
+    from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.tools.console.drawing.embedded.programs import describe
+
+    try:
+        return describe("info", file)
+    except LdmrtError as error:
+        return error
