@@ -171,6 +171,26 @@ def test_what_differs_is_listed(ldmrt: Any, bundle: Path, place: Path) -> None:
     assert "not identical: 16x16, 1 of 768 bytes of pixels differ, PSNR 77.0 dB\n" in ran.out
 
 
+@pytest.mark.parametrize("side", [8, 32])  # the larger is refused before it is drawn
+def test_a_bundle_of_another_size_is_named_as_what_differs(ldmrt: Any, bundle: Path, place: Path, side: int) -> None:
+    def other(said: Any, pixels: Any) -> Any:
+        said["made"]["bundle_sha256"] = "0" * 64
+        return pixels
+
+    assert ldmrt("generate", bundle, PROMPT, "--steps", 2, "-o", "a.png").code == 0
+    now = json.loads(ldmrt("info", "a.png", "--json").out)[0]["parameters"]["made"]["bundle_sha256"]
+    changed(place / "a.png", other)
+    manifest = Path(shutil.copytree(bundle, "sized")) / "ldmrt.json"
+    said = json.loads(manifest.read_text())
+    said["stages"][0]["own"] = [side, side]
+    manifest.write_text(json.dumps(said))
+    ran = ldmrt("replay", "a.png", "--bundle", "sized", "-o", "b.png")
+    expected = f"bundle_sha256 {'0' * 64} and 16x16; found bundle_sha256 {now} and {side}x{side}"
+    problem = "a.png was drawn by another bundle than sized, which draws another size"
+    assert (ran.code, f"{problem}; expected {expected}" in ran.error) == (2, True), ran.error
+    assert not Path("b.png").exists()
+
+
 def test_inputs_have_to_be_what_they_were(ldmrt: Any, bundle: Path, place: Path) -> None:
     assert ldmrt("generate", bundle, PROMPT, "--steps", 2, "--image", "in.png", "-o", "a.png").code == 0
     (place / "kept").mkdir()

@@ -16,7 +16,7 @@ from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.parity.metrics import psnr
-from ldmrt.runtime.pipeline.infotext.record import MADE, refiner_of
+from ldmrt.runtime.pipeline.infotext.record import MADE, identity, refiner_of
 from ldmrt.runtime.pipeline.opening import open_pipeline
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.refined import RefinedPipeline
@@ -86,7 +86,7 @@ def replay(
         for each in drawn:
             begins = (stage for stage in base.stages if stage.stage.name == each.request.from_stage)
             first = next(begins, base.stages[0])
-        check_size(record, base, drawn)
+        check_size(record, bundle, base, drawn)
         pipeline: Pipeline | RefinedPipeline = base
         if refiner is not None and ended is not None:
             other = held.enter_context(_open(image, refiner, {**opening, "scheduler": record.config}))
@@ -103,6 +103,8 @@ def replay(
     else:
         notes = making.grid_notes(facts, [(each.request, each.latents) for each in drawn], record.columns)
     before, now = pixels_of(image.path, pixels)
+    if before.shape != now.shape:
+        raise other_size(record, bundle, (now.shape[1], now.shape[0]), (before.shape[1], before.shape[0]))
     found = list(differences(made, making.run))
     if ended is not None and about is not None:
         found += [(f"{name} of the refiner", then, now) for name, then, now in _other_files(ended.identity, about)]
@@ -112,7 +114,7 @@ def replay(
     return Replay(pixels, notes, found, psnr(before, now), int((before != now).sum()))
 
 
-def check_size(record: Record, pipeline: Pipeline, drawn: Sequence[Drawn]) -> None:
+def check_size(record: Record, bundle: Path, pipeline: Pipeline, drawn: Sequence[Drawn]) -> None:
     """Refuse, before anything is drawn, a record of a larger image than its file holds.
 
     Raises:
@@ -128,8 +130,28 @@ def check_size(record: Record, pipeline: Pipeline, drawn: Sequence[Drawn]) -> No
         size = pipeline.final_size(each.request)
         whole = (size[0] + GAP) * rows - GAP, (size[1] + GAP) * columns - GAP
         if whole[0] > height or whole[1] > width:
-            problem, expected = f"{record.image.path} has another size than its record", f"{whole[1]}x{whole[0]}"
-            raise LdmrtError("replay", problem, expected=expected, found=f"{width}x{height}")
+            raise other_size(record, bundle, (whole[1], whole[0]), (width, height))
+
+
+def other_size(record: Record, bundle: Path, drawn: tuple[int, int], found: tuple[int, int]) -> LdmrtError:
+    """Make the error of an image of another size than its file has: of another bundle, or where the file was changed.
+
+    Args:
+        record: What the file says.
+        bundle: The bundle that draws it now.
+        drawn: The width and height that it draws.
+        found: Those of the file.
+    """
+    then, now = record.made.get("bundle_sha256"), identity(local_bundle(bundle))["bundle_sha256"]
+    sizes = [f"{width}x{height}" for width, height in (drawn, found)]
+    if then == now:
+        problem = f"{record.image.path} has another size than its record"
+        return LdmrtError("replay", problem, expected=sizes[0], found=sizes[1])
+    problem = f"{record.image.path} was drawn by another bundle than {bundle}, which draws another size"
+    expected, now = f"bundle_sha256 {then} and {sizes[1]}", f"bundle_sha256 {now} and {sizes[0]}"
+    return LdmrtError(
+        "replay", problem, expected=expected, found=now, hint=f"ldmrt replay {record.image.path} --bundle FOLDER"
+    )
 
 
 def differences(then: JsonObject, now: JsonObject) -> Iterator[tuple[str, str, str]]:
@@ -156,9 +178,6 @@ def pixels_of(path: Path, drawn: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], 
     if kind == LOSSY:
         with Image.open(io.BytesIO(encode(drawn, LOSSY))) as again:
             drawn = np.asarray(again.convert("RGB"))
-    if before.shape != drawn.shape:
-        problem, expected = f"{path} has another size than its record", f"{drawn.shape[1]}x{drawn.shape[0]}"
-        raise LdmrtError("replay", problem, expected=expected, found=f"{before.shape[1]}x{before.shape[0]}")
     return before, drawn
 
 
