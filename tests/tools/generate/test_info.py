@@ -156,6 +156,14 @@ def test_a_graph_with_its_parts_in_nodes_of_their_own(ldmrt: Any, tmp_path: Path
     assert expected.items() <= found["settings"].items()
 
 
+def test_a_computed_prompt_is_said_to_be_one(ldmrt: Any, tmp_path: Path) -> None:
+    graph = json.dumps(COMFYUI).replace('"a cat"', '["9", 0]')
+    path = png(tmp_path / "a.png", prompt=graph)
+    (found,) = json.loads(ldmrt("info", path, "--json").out)
+    assert (found["prompt"], found["negative_prompt"]) == (None, "dog")
+    assert "computed by nodes" in ldmrt("info", path).out
+
+
 def test_a_graph_in_a_webp(ldmrt: Any, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0110] = f"prompt:{json.dumps(COMFYUI)}"

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.tools.console.drawing.embedded.programs import Description
 
+COMPUTED = "(computed by nodes of ComfyUI's graph)"
+
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=IMAGE)
@@ -21,7 +23,8 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
 
     With --json: for each file "file", "program", "prompt", "negative_prompt", "settings" ("steps", "sampler",
     "guidance", "seed", "width", "height", "model" and others, what is known of them) and "parameters", all that ldmrt
-    wrote, or null. A file that cannot be read is an error after those that can, and the exit code is 2.
+    wrote, or null. A prompt that nodes of ComfyUI computed is null. A file that cannot be read is an error after those
+    that can, and the exit code is 2.
 
     Example: ldmrt info out/apple.png
     """
@@ -35,7 +38,8 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
     if as_json and described:
         click.echo(json.dumps([each.to_json() for each in described], indent=2, allow_nan=False))
     for each in [] if as_json else described:
-        rows = [("program", each.program), ("prompt", each.prompt), ("negative prompt", each.negative)]
+        texts = [COMPUTED if text is None else text for text in (each.prompt, each.negative)]
+        rows = [("program", each.program), ("prompt", texts[0]), ("negative prompt", texts[1])]
         rows += [(name.replace("_", " "), str(value)) for name, value in each.settings.items()]
         made = (each.parameters or {}).get(MADE)
         if isinstance(made, dict):

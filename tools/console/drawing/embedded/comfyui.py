@@ -1,11 +1,13 @@
 """Read how an image was drawn from the graph of nodes that ComfyUI writes into it."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ldmrt.runtime.files.reading import JsonObject
+
+from .strings import Strings, link
 
 # The names of nodes' inputs, and what they are called here; the first that is found counts.
 _NAMES = {
@@ -13,16 +15,17 @@ _NAMES = {
     "seed": "seed", "noise_seed": "seed", "width": "width", "height": "height", "denoise": "strength",
     "ckpt_name": "model", "unet_name": "model",
 }  # fmt: skip
-_TEXTS = ("text", "text_g", "clip_l", "t5xxl", "value", "string")
-_POSITIVE, _NEGATIVE = ("positive", "conditioning"), ("negative",)
+# The inputs of a node that reads a prompt, the first that has a text counts.
+_TEXTS = ("text", "text_g", "clip_l", "t5xxl", "prompt", "value", "string")
+_ROLES = {"positive": ("positive", "conditioning"), "negative": ("negative",)}
 
 
 @dataclass(frozen=True)
 class Drawn:
     """Holds what a graph says of its image, see `Description`."""
 
-    prompt: str
-    negative: str
+    prompt: str | None
+    negative: str | None
     settings: JsonObject
 
 
@@ -48,7 +51,7 @@ def read_graph(graph: JsonObject) -> Drawn | None:
         for key, value in nodes[name]["inputs"].items():
             if key in _NAMES and not isinstance(value, (list, dict)):
                 settings.setdefault(_NAMES[key], value)
-    prompt, negative = (_text_of(nodes, order, keys) for keys in (_POSITIVE, _NEGATIVE))
+    prompt, negative = (_prompt_of(nodes, order, role) for role in _ROLES)
     return Drawn(prompt, negative, settings)
 
 
@@ -58,43 +61,41 @@ def _samples(node: Mapping[str, Any]) -> bool:
     return "latent_image" in inputs and ({"steps", "seed", "noise_seed", "noise", "sampler"} & inputs.keys()) != set()
 
 
-def _upstream(nodes: Mapping[str, Any], *names: str) -> Iterator[str]:
-    """Yield nodes and those that they depend on, each once, the nearest first."""
+def _upstream(nodes: Mapping[str, Any], *names: str, without: Collection[str] = ()) -> Iterator[str]:
+    """Yield nodes and those that they depend on but by the inputs `without`, each once, the nearest first."""
     seen = dict.fromkeys(names)
     queue = deque(seen)
     while queue:
         name = queue.popleft()
         yield name
-        for source in _sources(nodes, name):
+        for source in _sources(nodes, name, without):
             if source not in seen:
                 seen[source] = None
                 queue.append(source)
 
 
-def _sources(nodes: Mapping[str, Any], name: str) -> Iterator[str]:
+def _sources(nodes: Mapping[str, Any], name: str, without: Collection[str] = ()) -> Iterator[str]:
     """Yield the nodes whose outputs are a node's inputs."""
-    for value in nodes[name]["inputs"].values():
-        if (source := _link(nodes, value)) is not None:
+    for key, value in nodes[name]["inputs"].items():
+        if key not in without and (source := link(nodes, value)) is not None:
             yield source
 
 
-def _link(nodes: Mapping[str, Any], value: object) -> str | None:
-    """Return the node that an input is an output of; None of a value."""
-    linked = isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and str(value[0]) in nodes
-    return str(value[0]) if linked and isinstance(value, list) else None
-
-
-def _text_of(nodes: Mapping[str, Any], order: list[str], keys: tuple[str, ...]) -> str:
-    """Return the text that the nearest input of these names leads to; "" where there is none."""
-    for name in order:
-        for key in keys:
-            source = _link(nodes, nodes[name]["inputs"].get(key))
-            if source is None:
-                continue
-            for node in _upstream(nodes, source):
-                for field in _TEXTS:
-                    text = nodes[node]["inputs"].get(field)
-                    if isinstance(text, str) and text:
-                        return text
+def _prompt_of(nodes: Mapping[str, Any], order: list[str], role: str) -> str | None:
+    """Return the prompt that the nearest input of a role leads to; "" where there is none, None of a computed one."""
+    links = (link(nodes, nodes[name]["inputs"].get(key)) for name in order for key in _ROLES[role])
+    if (source := next((each for each in links if each is not None), None)) is None:
+        return ""
+    (other,) = _ROLES.keys() - {role}  # which a ControlNet's node has too
+    strings = Strings(nodes)
+    for name in _upstream(nodes, source, without={other, *_TEXTS}):
+        if "zeroout" in str(nodes[name].get("class_type")).casefold():
             return ""
+        inputs = nodes[name]["inputs"]
+        given = (inputs[key] for key in _TEXTS if isinstance(inputs.get(key), (str, list)))
+        texts = [strings.text_of(value) for value in given]
+        if text := next(filter(None, texts), None):
+            return text
+        if None in texts:
+            return None
     return ""

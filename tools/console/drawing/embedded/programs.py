@@ -31,8 +31,8 @@ class Description:
     Attributes:
         path: The file.
         program: The program that drew the image.
-        prompt: The prompt.
-        negative: The negative prompt; "" where there is none.
+        prompt: The prompt; None where nodes of ComfyUI computed it.
+        negative: The negative prompt, likewise; "" where there is none.
         settings: What else it says: "steps", "sampler", "scheduler", "guidance", "seed", "width", "height", "model" and
             "model_hash" under these names, what is known of them.
         parameters: ldmrt's own parameters; None of other programs.
@@ -40,8 +40,8 @@ class Description:
 
     path: Path
     program: str
-    prompt: str
-    negative: str
+    prompt: str | None
+    negative: str | None
     settings: JsonObject
     parameters: JsonObject | None = field(default=None, repr=False)
 
