@@ -1,4 +1,4 @@
-"""Write frames as an animation: GIF and WebP by Pillow, MP4 by PyAV, which the extra `video` brings."""
+"""Write frames as an animation, and read an MP4's comment: GIF and WebP by Pillow, MP4 by PyAV (extra `video`)."""
 
 import io
 from collections.abc import Iterable
@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.optional import unavailable
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP", ".mp4": "MP4"}
 RATE_FACTOR = "17"  # of H.264, at which a loss is hardly seen
+_BRANDS = (b"iso", b"mp4", b"avc", b"M4V")  # what the brand of an MP4 begins with; AVIF and HEIC have others
 Frames = Iterable[NDArray[np.uint8]]
 
 
@@ -29,7 +31,7 @@ def check_animation(path: Path) -> None:
             raise unavailable(error, "interpolate") from None
 
 
-def encode_animation(frames: Frames, suffix: str, fps: float, comment: str = "") -> bytes:
+def encode_animation(frames: Frames, suffix: str, fps: float, comment: str = "", exif: bytes = b"") -> bytes:
     """Return an animation as a file, which a GIF and a WebP repeat without an end.
 
     Frames are encoded as they come. Pillow keeps them until the last one, those of a GIF in a byte a pixel.
@@ -39,6 +41,7 @@ def encode_animation(frames: Frames, suffix: str, fps: float, comment: str = "")
         suffix: One of `FORMATS`.
         fps: Frames a second.
         comment: A text that GIF and MP4 hold.
+        exif: EXIF that a WebP holds, which has no comment.
     """
     if FORMATS[suffix] == "MP4":
         return _mp4(frames, fps, comment)
@@ -51,7 +54,7 @@ def encode_animation(frames: Frames, suffix: str, fps: float, comment: str = "")
     if FORMATS[suffix] == "GIF":
         first.save(buffer, "GIF", comment=comment.encode(), **shared)
     else:
-        first.save(buffer, "WEBP", lossless=True, **shared)
+        first.save(buffer, "WEBP", lossless=True, exif=exif, **shared)
     return buffer.getvalue()
 
 
@@ -73,3 +76,35 @@ def _mp4(frames: Frames, fps: float, comment: str) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.pad(image, more, mode="edge"), "rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def is_mp4(path: Path) -> bool:
+    """Tell whether a file begins as an MP4 does."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    return head[4:8] == b"ftyp" and head[8:].startswith(_BRANDS)
+
+
+def read_comment(where: str, path: Path) -> str:
+    """Return the comment of an MP4; "" where it has none.
+
+    Args:
+        where: What an error begins with.
+        path: The file.
+
+    Raises:
+        LdmrtError: PyAV is not installed, or the file is damaged.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise unavailable(error, where) from None
+    try:
+        # an open file, of this format alone: FFmpeg takes a path for an address, and other formats name further files
+        with path.open("rb") as file, av.open(file, format="mp4", metadata_errors="replace") as container:
+            return container.metadata.get("comment", "")
+    except Exception as error:  # FFmpeg has errors of many kinds
+        raise LdmrtError(where, f"cannot read {path}", expected="an MP4", found=first_line(error)) from None

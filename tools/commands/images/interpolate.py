@@ -60,7 +60,6 @@ def interpolate(
     """
     import numpy as np
 
-    import ldmrt
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.images.animation import FORMATS, check_animation, encode_animation
@@ -68,8 +67,11 @@ def interpolate(
     from ldmrt.runtime.pipeline.denoising.interpolation import check_keys
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.samplers.settings import read_scheduler
+    from ldmrt.tools.console.drawing.embedded.fields import OWN, exif_of
     from ldmrt.tools.console.drawing.image_paths import free_path
-    from ldmrt.tools.console.drawing.images import parameters, save_image
+    from ldmrt.tools.console.drawing.images import save_image
+    from ldmrt.tools.console.drawing.making import Making
+    from ldmrt.tools.console.drawing.metadata import of_request
     from ldmrt.tools.console.progress import watched
 
     out = click.get_current_context().with_resource(
@@ -90,10 +92,8 @@ def interpolate(
     ]
     check_keys(requests, frames)
     config = None if scheduler_config is None else read_scheduler(scheduler_config)
-    facts = {"ldmrt": ldmrt.__version__, "bundle": bundle.name, **parameters({**options, "count": 1}, {})}
-    facts |= {"prompts": key_prompts, "seeds": key_seeds, "frames": frames, "fps": fps}
 
-    def saved(pixels: "Iterable[NDArray[np.uint8]]") -> "Iterator[NDArray[np.uint8]]":
+    def saved(pixels: "Iterable[NDArray[np.uint8]]", facts: "JsonObject") -> "Iterator[NDArray[np.uint8]]":
         """Yield each frame, saved where that is asked for: those before an interruption stay."""
         for number, image in enumerate(pixels):
             if save_frames is not None:
@@ -103,9 +103,14 @@ def interpolate(
             yield image
 
     with open_pipeline(bundle, scheduler=config, **opening) as pipeline:
+        height, width = pipeline.final_size(requests[0])
+        facts = of_request(bundle.name, pipeline, {**options, "count": 1}, {}) | {"height": height, "width": width}
+        facts |= {"prompts": key_prompts, "seeds": key_seeds, "frames": frames, "fps": fps}
+        facts = Making.of(bundle, pipeline, opening, scheduler_config=config).animation_facts(facts, requests)
+        texts = notes(facts)
         results = watched(pipeline.interpolate(requests, frames), frames, lambda result: f"seed {result.seeds[0]}")
-        images = saved(result.pixels[0] for result in results)
-        animation = encode_animation(images, out.suffix.lower(), fps, notes(facts)["ldmrt"])
+        images = saved((result.pixels[0] for result in results), facts)
+        animation = encode_animation(images, out.suffix.lower(), fps, texts[OWN], exif_of(texts).tobytes())
     with write_atomically(out) as file:
         file.write(animation)
     if save_frames is not None:

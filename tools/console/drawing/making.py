@@ -15,7 +15,7 @@ from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.images.png import notes
 from ldmrt.runtime.images.resizing import UPSCALERS
 from ldmrt.runtime.pipeline.autoencoder.upscale_model import UpscaleModel, open_upscale_model
-from ldmrt.runtime.pipeline.infotext.record import MADE, made, made_of_several, run_of
+from ldmrt.runtime.pipeline.infotext.record import MADE, inputs_of, made, made_of_several, run_of, words_of
 from ldmrt.runtime.pipeline.infotext.text import infotext_of
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
@@ -85,6 +85,16 @@ class Making:
         """
         records = [made(self.run, request, latents) for request, latents in images]
         return notes({**facts, MADE: made_of_several(records, columns)})
+
+    def animation_facts(self, facts: JsonObject, requests: Sequence[Request]) -> JsonObject:
+        """Return the parameters of an animation, or of a frame of one.
+
+        Args:
+            facts: What else they hold, by short words.
+            requests: Those that frames are drawn between.
+        """
+        keys = [{"request": words_of(request), "inputs": inputs_of(request)} for request in requests]
+        return {**facts, MADE: {**self.run, "keys": keys}}
 
 
 def open_hires_upscaler(name: str, opening: Mapping[str, Any]) -> UpscaleModel | None:

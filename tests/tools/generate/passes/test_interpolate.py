@@ -65,6 +65,47 @@ def decoded(path: Path) -> list[np.ndarray]:
         return frames
 
 
+@pytest.mark.parametrize("suffix", ["gif", "webp", "mp4"])
+def test_an_animation_says_how_it_was_drawn(
+    ldmrt: Any, bundle: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ("a café 🍐, " * 40, "a red apple")  # longer than a part of a GIF's comment
+    words = ("--frames", 2, "--fps", 10, "--seeds", "3,5", "--steps", 1, "--scheduler", "euler")
+    out = f"a.{suffix}"
+    assert ldmrt("interpolate", bundle, *prompts, *words, "-o", out, "--save-frames", "frames").code == 0
+    for path in (out, "frames/0001.png"):
+        (found,) = json.loads(ldmrt("info", path, "--json").out)
+        assert (found["program"], found["prompt"]) == ("ldmrt", "\n".join(prompts))
+        expected = {"steps": 1, "sampler": "euler", "guidance": 5.0, "seed": [3, 5], "frames": 2, "fps": 10.0}
+        assert {**expected, "width": 16, "height": 16, "model": bundle.name} == found["settings"]
+        made = found["parameters"]["made"]
+        assert [len(made["bundle_sha256"]), made["versions"]["numpy"]] == [64, np.__version__]
+        assert [key["request"]["steps"] for key in made["keys"]] == [1, 1]
+        ran = ldmrt("replay", path, "--bundle", bundle)
+        assert (ran.code, f"{path} is of an animation, which replay does not draw" in ran.error) == (2, True)
+        assert f"ldmrt interpolate with the parameters of ldmrt info {path} --json" in ran.err
+    if suffix == "mp4":
+        cut = Path("cut.mp4")
+        cut.write_bytes(Path(out).read_bytes()[:40])
+        ran = ldmrt("info", cut)
+        assert (ran.code, "cut.mp4; expected an MP4" in ran.error) == (2, True)
+        monkeypatch.setitem(sys.modules, "av", None)
+        monkeypatch.setattr("ldmrt.runtime.optional.is_installed", lambda name: False)
+        ran = ldmrt("info", out)
+        assert (ran.code, "PyAV is not installed" in ran.error) == (2, True), ran.err
+        assert "try: pip install 'ldmrt[video]'" in ran.err
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".mp4"])
+def test_an_animation_of_another_program_says_nothing(ldmrt: Any, suffix: str) -> None:
+    frames = [np.full((16, 16, 3), level, np.uint8) for level in (0, 255)]
+    for comment in ("", "a cat"):
+        path = Path(f"a{suffix}")
+        path.write_bytes(encode_animation(frames, suffix, 8, comment))
+        ran = ldmrt("info", path)
+        assert (ran.code, "does not say how it was drawn" in ran.error) == (2, True), ran.err
+
+
 def test_one_prompt_and_several_seeds(ldmrt: Any, bundle: Path) -> None:
     words = ("interpolate", bundle, PROMPTS[0], "--seeds", "1,2,3", "--frames", 3, "--steps", 1, "-o", "a.gif")
     assert ldmrt(*words).code == 0

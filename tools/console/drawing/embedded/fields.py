@@ -1,4 +1,4 @@
-"""Read and write the texts in the file of an image: text chunks of a PNG, EXIF of a JPEG or a WebP.
+"""Read and write the texts in the file of an image: text chunks of a PNG, EXIF of a JPEG or a WebP, comments.
 
 No pixels are decoded for them. EXIF has two texts. AUTOMATIC1111's is the user comment, in UTF-16, where it and every
 reader of it looks; ldmrt's JSON is the maker note, the field for what the maker of a file has to say in a form of its
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import plain_file
+from ldmrt.runtime.images.animation import is_mp4, read_comment
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,13 +50,17 @@ def read_fields(where: str, path: Path) -> dict[str, str]:
         path: The file.
 
     Raises:
-        LdmrtError: The file cannot be read, or is no image.
+        LdmrtError: The file cannot be read, or is neither an image nor an MP4.
     """
+    if is_mp4(plain_file(where, path)):
+        return _in_comment(read_comment(where, path))
     with opened(where, path, decoded=False) as image:
         if image.format == "PNG":
             fields = _in_png(image)
         else:
             fields = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+        if image.format == "GIF" and isinstance(comment := image.info.get("comment"), bytes):
+            fields |= _in_comment(comment.decode("utf-8", "replace"))
         with contextlib.suppress(Exception):  # EXIF that is damaged says nothing
             fields = {**dict(_in_exif(image)), **fields}
     return {str(name): str(text) for name, text in fields.items()}
@@ -80,6 +85,11 @@ def opened(where: str, path: Path, *, decoded: bool = True) -> "Iterator[Image.I
         raise
     except Exception as error:  # Pillow raises errors of many kinds for what is damaged
         raise LdmrtError(where, f"cannot read {path}", expected="an image", found=first_line(error)) from None
+
+
+def _in_comment(text: str) -> dict[str, str]:
+    """Return the one text of a file that has no names for several: ldmrt's where it is JSON, or a comment."""
+    return {OWN if text.startswith("{") else "comment": text} if text else {}
 
 
 def _in_png(image: "Image.Image") -> dict[str, str]:

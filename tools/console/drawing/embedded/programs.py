@@ -83,7 +83,7 @@ def _own(path: Path, fields: Mapping[str, str]) -> Description | None:
     settings = {
         "steps": said.get("steps"), "sampler": said.get("scheduler"), "guidance": said.get("guidance"),
         "seed": said.get("seed", said.get("seeds")), "width": said.get("width"), "height": said.get("height"),
-        "model": said.get("bundle"),
+        "model": said.get("bundle"), "frames": said.get("frames"), "fps": said.get("fps"),
     }  # fmt: skip
     prompt = said.get("prompt", said.get("prompts"))
     known = {name: value for name, value in settings.items() if value is not None}

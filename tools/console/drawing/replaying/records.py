@@ -188,6 +188,10 @@ def _made(image: Description) -> JsonObject:
     if image.program != LDMRT or image.parameters is None:
         problem, hint = f"{image.path} was not drawn by ldmrt, or has lost its record", f"ldmrt info {image.path}"
         raise LdmrtError("replay", problem, expected="an image of ldmrt", found=image.program, hint=hint)
+    if "frames" in image.parameters:
+        problem, expected = f"{image.path} is of an animation, which replay does not draw", "an image of ldmrt generate"
+        hint = f"ldmrt interpolate with the parameters of ldmrt info {image.path} --json"
+        raise LdmrtError("replay", problem, expected=expected, hint=hint)
     made = image.parameters.get(MADE)
     if "seeds" in image.parameters and (not isinstance(made, dict) or not isinstance(made.get(GRID), dict)):
         problem = f"{image.path} is a grid of several images, without their record"
