@@ -105,6 +105,6 @@ def read_comment(where: str, path: Path) -> str:
     try:
         # an open file, of this format alone: FFmpeg takes a path for an address, and other formats name further files
         with path.open("rb") as file, av.open(file, format="mp4", metadata_errors="replace") as container:
-            return container.metadata.get("comment", "")
+            return str(container.metadata.get("comment", ""))
     except Exception as error:  # FFmpeg has errors of many kinds
         raise LdmrtError(where, f"cannot read {path}", expected="an MP4", found=first_line(error)) from None

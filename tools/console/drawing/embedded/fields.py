@@ -18,6 +18,7 @@ from ldmrt.runtime.images.animation import is_mp4, read_comment
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.PngImagePlugin import PngImageFile
 
 OWN, INFOTEXT = "ldmrt", "parameters"
 EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
@@ -52,10 +53,12 @@ def read_fields(where: str, path: Path) -> dict[str, str]:
     Raises:
         LdmrtError: The file cannot be read, or is neither an image nor an MP4.
     """
+    from PIL.PngImagePlugin import PngImageFile
+
     if is_mp4(plain_file(where, path)):
         return _in_comment(read_comment(where, path))
     with opened(where, path, decoded=False) as image:
-        if image.format == "PNG":
+        if isinstance(image, PngImageFile):
             fields = _in_png(image)
         else:
             fields = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
@@ -92,7 +95,7 @@ def _in_comment(text: str) -> dict[str, str]:
     return {OWN if text.startswith("{") else "comment": text} if text else {}
 
 
-def _in_png(image: "Image.Image") -> dict[str, str]:
+def _in_png(image: "PngImageFile") -> dict[str, str]:
     """Return the texts of a PNG up to where it is damaged, those after the pixels too; its EXIF goes to `image.info`.
 
     Pillow reads what follows the pixels by decoding these, which fails where they are damaged.
