@@ -110,18 +110,19 @@ class Pipeline(ImagePipeline, TakesLoras):
     def _passes(self, request: Request) -> "list[tuple[Pipeline, Pass]]":
         """Return each stage that a request runs, once for each pass, with its request; later ones have blank images.
 
-        What a later one refuses is refused here, before the first one runs.
+        What any of them refuses by the request alone is refused here, before the first one runs.
         """
         first, *later = self._walk(request)
         others = [each.stage for each in self.stages if each is not first]
         own = first_request(request, first.stage, others, ends=not later)
+        size, _ = size_of(own, first.stage), asked(own, first.loras)
         then = [(each, Pass(next_request(request, each.stage, ends=each is later[-1]))) for each in later]
         if own.hires is not None:
-            then, own = [(first, second_pass(own, first.stage, self.size(request)))], first_pass(own).request
-        for each, made in then:
+            then, own = [(first, second_pass(own, first.stage, size))], first_pass(own).request
+        for each, made in (passes := [(first, Pass(own)), *then]):
             check_sources(made.request, each.stage)
             each.plan(made.request)
-        return [(first, Pass(own)), *then]
+        return passes
 
     def _generate_in_parts(self, request: Request) -> Result:
         """Make the images of this stage; no safety checker looks at them."""
@@ -273,7 +274,7 @@ class Pipeline(ImagePipeline, TakesLoras):
     def _encode(self, request: Request) -> Encoded:
         """Prompts to embeddings, an image and its mask to latents, the scheduler to a plan."""
         called = time.perf_counter()
-        check_sources(request, self.stage)
+        check_sources(request, self.stage, warns=True)
         plan = self.plan(request)  # raises before anything is opened
         engines = self._networks(request)
         decodes = request.output_type != "latent" and self.decoding.tile is None and DECODER in engines

@@ -127,8 +127,13 @@ SOURCES: Mapping[str, Callable[[Context, Source, str], Array]] = {
 }
 
 
-def check_sources(request: Request, stage: Stage) -> None:
+def check_sources(request: Request, stage: Stage, *, warns: bool = False) -> None:
     """Refuse a request without the prompt that a stage reads, or with fields that no source of it takes.
+
+    Args:
+        request: The request.
+        stage: The stage.
+        warns: Also warn of fields that have no effect: a request is checked before it is drawn too.
 
     Raises:
         InvalidRequest: Names the field, which would have no effect, or which is missing.
@@ -153,11 +158,11 @@ def check_sources(request: Request, stage: Stage) -> None:
         hint = "export again" if stage.prompt is not None and stage.prompt.kind == LONG and not stage.beside else None
         problem, expected = f"this model takes no {TRUE_CFG}", f"a request without {TRUE_CFG}"
         raise InvalidRequest("request", problem, expected=expected, hint=hint)
-    if request.true_cfg_scale != 1 and not request.has_negative:
+    if warns and request.true_cfg_scale != 1 and not request.has_negative:
         _warn(f"{TRUE_CFG} has no effect without negative_prompt")
     if request.skip_guidance_layers is not None:
         _check_skipped({*request.skip_guidance_layers}, stage)
-        if not request.scales(stage.guide.scales, stage.guidance_scale):
+        if warns and not request.scales(stage.guide.scales, stage.guidance_scale):
             _warn("skip_guidance_layers has no effect without a guidance_scale above 1")
     check_image_prompt(request, stage)
     masks = dict.fromkeys(EMBEDDINGS[4:], "prompt_mask")

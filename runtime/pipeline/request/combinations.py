@@ -31,9 +31,8 @@ def check_combinations(request: Fields) -> None:
         raise needs("mask_content", "mask_image")
     if request.padding_mask_crop is not None:
         _check_crop(request)
-    if (request.variation_seed is None) != (request.variation_strength == 0):
-        pair = ("variation_strength", "variation_seed")
-        raise needs(*(pair if request.variation_seed is None else pair[::-1]))
+    if request.variation_seed is None and request.variation_strength:
+        raise needs("variation_strength", "variation_seed")
     if request.variation_seed is not None and request.latents is not None:
         raise exclusive("variation_seed", "latents", "which are the noise")
     _check_outpainting(request)

@@ -61,7 +61,7 @@ class Request(Fields):
         seed: Of the first image, the next ones count up; or a sequence with one for each. 0 to 2**64 - 1.
         variation_seed: Turns the first noise of each image towards that of another seed, as AUTOMATIC1111 does. These
             count up from image to image, and `seed`, where it is one number, is then that of all.
-        variation_strength: How far, 0 to 1.
+        variation_strength: How far, 0 to 1; at 0 there is no variation seed, and `seed` counts up.
         noise: Whose random numbers the seeds stand for: "ldmrt", "torch-cpu", "torch-cuda" or "a1111", AUTOMATIC1111's.
         generator: In place of `seed`: NumPy's or torch's generator, or a list of one for each image.
         width: Of the images in pixels; that of `image`, else the model's own by default.
@@ -167,6 +167,8 @@ class Request(Fields):
                     raise invalid(name, "0 to 2**64 - 1", value + self.total_images - 1)
             elif value is not None and len(value) != self.total_images:
                 raise InvalidRequest("request", f"one {name} per image", expected=self.total_images, found=len(value))
+        if not self.variation_strength:  # mixes nothing in: as in the web UI, `seed` is then what counts up
+            object.__setattr__(self, "variation_seed", None)
 
     @property
     def prompts(self) -> list[str]:

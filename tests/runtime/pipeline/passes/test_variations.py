@@ -71,6 +71,14 @@ def test_the_first_noise_is_varied(pipeline: Pipeline, kind: str) -> None:
     np.testing.assert_array_equal(result.latents, by_hand.latents)  # DDIM draws no other noise
 
 
+def test_a_strength_of_0_draws_the_images_of_the_seeds(pipeline: Pipeline) -> None:
+    """As in the web UI, whose `subseed_strength` of 0 lets the seed count up."""
+    plain = Request(PROMPT, **ASKED, num_images_per_prompt=2, seed=7)
+    request = Request(PROMPT, **ASKED, num_images_per_prompt=2, seed=7, variation_seed=20, variation_strength=0)
+    assert (request, request.seeds, request.variation_seeds) == (plain, [7, 8], [])
+    np.testing.assert_array_equal(pipeline.generate(request).pixels, pipeline.generate(plain).pixels)
+
+
 def test_parts_and_a_second_pass_are_varied_too(pipeline: Pipeline) -> None:
     asked: dict[str, Any] = {**ASKED, "seed": 7, "variation_seed": 20, "variation_strength": 0.3}
     whole = Request(PROMPT, **asked, num_images_per_prompt=3)
@@ -92,7 +100,6 @@ def _doubled(latents: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"variation_seed": 3}, "variation_seed without variation_strength"),
         ({"variation_strength": 0.3}, "variation_strength without variation_seed"),
         ({"variation_seed": -3, "variation_strength": 0.3}, "invalid variation_seed"),
         ({"variation_seed": [3, 4], "variation_strength": 0.3}, "one variation_seed per image"),
