@@ -40,7 +40,7 @@ def worded(
 
     if bool(styles) != bool(style):
         given, other = ("--styles", "--style NAME") if styles else ("--style", "--styles FILE")
-        raise LdmrtError("generate", f"{given} without {other.split()[0]}", expected=other)
+        raise LdmrtError("styles", f"{given} without {other.split()[0]}", expected=other)
     prompts, negative = list(values["prompt"] or ("",)), values["negative_prompt"]
     if styles is not None:
         added = chosen(read_styles(styles), style)

@@ -1,7 +1,6 @@
 """Write a sweep as one HTML page of images, which fetches nothing, so it can be sent, kept and printed."""
 
 import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +8,6 @@ from html import escape
 from itertools import product
 from pathlib import Path
 from string import Template
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from ldmrt.runtime.files.writing import write_atomically
 
@@ -30,7 +25,8 @@ class Shown:
     """One cell of the page.
 
     Attributes:
-        image: (H, W, 3).
+        png: The image, as a file.
+        size: Its width and height in pixels.
         side: The height of one image in it, in pixels.
         seconds: The time of its images.
         ratio: Its time over the reference's.
@@ -38,7 +34,8 @@ class Shown:
         ssim: To the reference; None where it is unknown.
     """
 
-    image: NDArray[np.uint8]
+    png: bytes
+    size: tuple[int, int]
     side: int
     seconds: float
     ratio: float
@@ -77,7 +74,7 @@ def write_sweep(
 
 def _named(axes: Sequence[Axis], place: Place) -> str:
     """Name the values that a place has on these axes."""
-    return ", ".join(f"{name} {texts[i]}" for (name, texts), i in zip(axes, place, strict=True))
+    return ", ".join(f"{name} {texts[i] or 'none'}" for (name, texts), i in zip(axes, place, strict=True))
 
 
 def _header(axes: Sequence[Axis], reference: Place, about: Mapping[str, str]) -> Markup:
@@ -112,14 +109,12 @@ def _cell(shown: Shown | None, is_reference: bool) -> Markup:
     if not is_reference:
         facts["PSNR"] = _decibels(shown.psnr)
         facts |= {"SSIM": f"{shown.ssim:.4f}"} if shown.ssim is not None else {}
-    buffer = io.BytesIO()
-    Image.fromarray(shown.image).save(buffer, "PNG")
     image = tag(
         "img",
-        src="data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
+        src="data:image/png;base64," + base64.b64encode(shown.png).decode(),
         alt="reference" if is_reference else "image",
-        width=shown.image.shape[1],
-        height=shown.image.shape[0],
+        width=shown.size[0],
+        height=shown.size[1],
         class_="small" if shown.side <= SMALL else None,
     )
     return tag("td", image, _listed(facts), class_="reference" if is_reference else None)

@@ -14,11 +14,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-import ldmrt.runtime
+from ldmrt.runtime import open as open_bundle
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.parity.metrics import psnr, ssim
 from ldmrt.runtime.pipeline.pipeline import Pipeline
-from ldmrt.tools.console.drawing.axes import MOST
+from ldmrt.tools.console.drawing.images import grid
+from ldmrt.tools.console.drawing.sweeping.axes import MOST
+
+from ...support.fakes.small_loras import small_lora
 
 PROMPT = "a red apple, noto style"
 
@@ -53,7 +56,7 @@ def test_cells_are_the_images_of_their_requests(ldmrt: Any, bundle: Path, tmp_pa
 
 def ldmrt_images(bundle: Path) -> Any:
     """The image of steps, scheduler and seed, by the library."""
-    pipeline = ldmrt.runtime.open(bundle)
+    pipeline = open_bundle(bundle)
 
     def image(steps: str, scheduler: str, seed: str) -> Any:
         return pipeline(PROMPT, num_inference_steps=int(steps), scheduler=scheduler, seed=int(seed)).pixels[0]
@@ -97,6 +100,24 @@ def test_one_axis_of_bundles_and_backends(ldmrt: Any, bundle: Path, tmp_path: Pa
         (["--axis", "steps=2,3", "--reference", "steps=4"], "--reference: '4' is not on the axis steps"),
         (["--axis", "steps=" + ",".join(map(str, range(1, MOST + 2)))], "too many cells"),
         (["--axis", "bundle=nowhere"], "nowhere"),
+        (["--axis", "width=64,72,65"], "request of the cell width=65: invalid width"),
+        (["--axis", "height=64,70000"], "of the cell height=70000"),
+        (["--axis", "scheduler=ddim,ipndm", "--set", "s_churn=1"], "of the cell scheduler=ddim"),
+        (["--axis", "noise=ldmrt,torch-cpu", "--scheduler", "dpmpp_sde"], "of the cell noise=torch-cpu"),
+        (["--axis", "noise-level=,20"], "of the cell noise-level=20: this model takes no noise_level"),
+        (
+            ["--axis", "prompt=a.swap(b)", "--axis", "prompt-syntax=plain,compel"],
+            "of the cell prompt=a.swap(b), prompt-syntax=compel: .swap() is not supported",
+        ),
+        (
+            ["--axis", "prompt=a", "--axis", "prompt=a<lora:style:1>", "--prompt-syntax", "a1111"],
+            "prompt of the cell prompt=a<lora:style:1>: no LoRA 'style' is loaded",
+        ),
+        (["--axis", "lora=,style.safetensors"], "style.safetensors"),
+        (["--axis", "lora=a/style.safetensors,b/style.safetensors"], "two LoRAs have one name"),
+        (["--axis", "style=,plain"], "of the cell style=plain: --style without --styles"),
+        (["--axis", "precision=fp32,fp16"], "of the cell precision=fp16: auto computes in the precision of the bundle"),
+        (["--axis", "precision=fp32", "--axis", "compute=fp32,bf16"], "compute and precision are one option"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_first(
@@ -142,6 +163,76 @@ def test_a_failure_writes_what_is_drawn(
     assert ran.error == "error: unet: no more memory"
     assert "has 2 of 3 cells" in ran.err
     assert len(images_in(out.read_text(encoding="utf-8"))) == 2
+
+
+def test_an_empty_value_is_none(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    out, numbers = tmp_path / "sweep.html", tmp_path / "sweep.json"
+    words = ["--axis", "negative=,two pears, blue", "--axis", "guidance-interval=,0.2,5", "--steps", 2]
+    assert ldmrt("sweep", bundle, PROMPT, *words, "-o", out, "--json", numbers).code == 0
+    cells = [row["cell"] for row in json.loads(numbers.read_text())["cells"]]
+    values = product(("", "two pears, blue"), ("", "0.2,5"))
+    assert [tuple(cell.values()) for cell in cells] == list(values)
+    assert "negative none" in out.read_text(encoding="utf-8")
+    plain = open_bundle(bundle)(PROMPT, num_inference_steps=2, negative_prompt="").pixels[0]
+    np.testing.assert_array_equal(images_in(out.read_text(encoding="utf-8"))[0], plain)
+
+
+def test_variations_begin_at_none(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep.html"
+    words = ["--seed", 3, "--variation-seed", 5, "--axis", "variation-strength=0,0.5", "--steps", 2]
+    assert ldmrt("sweep", bundle, PROMPT, *words, "-o", out).code == 0
+    first, varied = images_in(out.read_text(encoding="utf-8"))
+    plain = open_bundle(bundle)(PROMPT, num_inference_steps=2, seed=3).pixels[0]
+    np.testing.assert_array_equal(first, plain)
+    assert (varied != plain).any()
+
+
+def test_a_precision_is_what_openvino_computes_in(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    out = tmp_path / "sweep.html"
+    words = ["--backend", "openvino", "--axis", "precision=fp32", "--steps", 2]
+    assert ldmrt("sweep", bundle, PROMPT, *words, "-o", out).code == 0
+    drawn = open_bundle(bundle, "openvino")(PROMPT, num_inference_steps=2).pixels[0]
+    np.testing.assert_array_equal(images_in(out.read_text(encoding="utf-8"))[0], drawn)
+
+
+def test_loras_are_an_axis_and_images_are_drawn_again(
+    ldmrt: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("style", "detail"):
+        small_lora(tmp_path / f"{name}.safetensors", seed=len(name))
+    (tmp_path / "styles.csv").write_text("name,prompt,negative_prompt\nflat,flat {prompt},shadow\n")
+    words = ["--axis", "lora=style.safetensors:0,style.safetensors:0.5", "--axis", "style=,flat", "--steps", 2]
+    words += ["--lora", "detail.safetensors:0.3", "--styles", "styles.csv", "-n", 2]
+    assert ldmrt("sweep", bundle, PROMPT, *words, "-o", "sweep.html").code == 0
+    page = Path("sweep.html").read_text(encoding="utf-8")
+    assert "detail.safetensors:0.3" in page
+    found = images_in(page)
+    with open_bundle(bundle) as pipeline:
+        for name in ("style", "detail"):
+            pipeline.load_lora(f"{name}.safetensors")
+        for image, (weight, styled) in zip(found, product((0.0, 0.5), (False, True)), strict=True):
+            prompt, negative = (f"flat {PROMPT}", "shadow") if styled else (PROMPT, None)
+            drawn = pipeline(
+                prompt, negative_prompt=negative, num_inference_steps=2, num_images_per_prompt=2,
+                loras={"detail": 0.3, "style": weight},
+            )  # fmt: skip
+            np.testing.assert_array_equal(image, grid(drawn.pixels, 2))
+    files = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    (tmp_path / "cell.png").write_bytes(base64.b64decode(files[-1]))
+    again = ldmrt("replay", "cell.png", "--bundle", bundle)
+    assert (again.code, again.out.startswith("identical")) == (0, True), again.err
+
+
+def test_the_image_of_a_cell_is_drawn_again(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    words = ["--axis", "scheduler=,dpmpp_2m_sde", "--set", "timestep_spacing=trailing", "--steps", 2, "--seed", 4]
+    assert ldmrt("sweep", bundle, PROMPT, *words, "-o", tmp_path / "sweep.html").code == 0
+    page = (tmp_path / "sweep.html").read_text(encoding="utf-8")
+    (tmp_path / "cell.png").write_bytes(base64.b64decode(re.findall(r'base64,([^"]+)"', page)[-1]))
+    again = ldmrt("replay", tmp_path / "cell.png", "--bundle", bundle)
+    assert (again.code, again.out.startswith("identical")) == (0, True), again.err
+    assert Image.open(tmp_path / "cell.png").info["parameters"].startswith(f"{PROMPT}\n")
 
 
 def test_values_with_commas_and_no_text(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:

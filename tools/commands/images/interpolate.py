@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.options.checkpoint import WeighedFile
 from ldmrt.tools.options.drawing import HOW, with_opening, with_options, without
+from ldmrt.tools.options.loras import LORA, load_loras, weights_of
+from ldmrt.tools.options.prompts import WORDING, worded
 from ldmrt.tools.options.to_request import request_of
 from ldmrt.tools.options.types import Seeds, Text
 
@@ -31,6 +34,8 @@ OF_OTHERS = (
 @click.option("--fps", type=click.FloatRange(0.1, 100), default=12.0, show_default=True, help="Frames a second.")
 @click.option("--seeds", type=Seeds(), help="A seed for each prompt, such as 1,5; --seed is that of all.")
 @with_options(HOW)
+@with_options(WORDING)
+@LORA
 @with_opening
 @click.option(
     "-o", "--out", type=Output(), default=Path("out.gif"), show_default=True, help="File: .gif, .webp or .mp4."
@@ -49,6 +54,10 @@ def interpolate(
     overwrite: bool,
     scheduler_config: Path | None,
     settings: "JsonObject",
+    styles: Path | None,
+    style: tuple[str, ...],
+    wildcards: Path | None,
+    loras: tuple[WeighedFile, ...],
     **options: Any,
 ) -> None:
     """Draw an animation from each of PROMPTS to the next with BUNDLE: OUT.
@@ -78,7 +87,7 @@ def interpolate(
         free_path(out, 1, steps=False, overwrite=overwrite, formats=FORMATS)
     )
     check_animation(out)
-    options["scheduler_settings"] = settings
+    options |= {"scheduler_settings": settings, "loras": weights_of(loras), "count": 1}
     given = seeds or (options["seed"],)
     keys = max(len(prompts), len(given))
     if len(given) not in (1, keys) or len(prompts) not in (0, 1, keys):
@@ -86,10 +95,8 @@ def interpolate(
         raise LdmrtError("--seeds", "wrong number of seeds", expected=expected, found=len(given))
     key_prompts = list(prompts) * (keys if len(prompts) == 1 else 1)
     key_seeds = list(given) * (keys if len(given) == 1 else 1)
-    requests = [
-        request_of({**options, "prompt": key_prompts[i] if key_prompts else None, "seed": key_seeds[i]})
-        for i in range(keys)
-    ]
+    each = [{**options, "prompt": key_prompts[i : i + 1] or None, "seed": key_seeds[i]} for i in range(keys)]
+    requests = [request_of(worded(values, styles, style, wildcards)) for values in each]
     check_keys(requests, frames)
     config = None if scheduler_config is None else read_scheduler(scheduler_config)
 
@@ -103,10 +110,18 @@ def interpolate(
             yield image
 
     with open_pipeline(bundle, scheduler=config, **opening) as pipeline:
+        used = load_loras(pipeline, loras)
         height, width = pipeline.final_size(requests[0])
         facts = of_request(bundle.name, pipeline, {**options, "count": 1}, {}) | {"height": height, "width": width}
-        facts |= {"prompts": key_prompts, "seeds": key_seeds, "frames": frames, "fps": fps}
-        facts = Making.of(bundle, pipeline, opening, scheduler_config=config).animation_facts(facts, requests)
+        facts |= {
+            "prompts": [request.prompts[0] for request in requests] if prompts else [],
+            "seeds": key_seeds,
+            "frames": frames,
+            "fps": fps,
+        }
+        facts = Making.of(bundle, pipeline, opening, scheduler_config=config, loras=used).animation_facts(
+            facts, requests
+        )
         texts = notes(facts)
         results = watched(pipeline.interpolate(requests, frames), frames, lambda result: f"seed {result.seeds[0]}")
         images = saved((result.pixels[0] for result in results), facts)

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,7 +161,7 @@ def check_options(pipeline: "Pipeline", example: "Request", *, opens: bool = Tru
     """
     if opens:
         pipeline.engines[pipeline.stage.network]
-    pipeline.rows(example)
+    pipeline.rows(replace(example, prompt=""))  # each line has its own
     stage = pipeline.stage
     example.size(stage.own, max(stage.space.unit, stage.enlarges))
 

@@ -15,6 +15,8 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images.animation import encode_animation
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 
+from ....support.fakes.small_loras import small_lora
+
 PROMPTS = ("two pears", "a red apple")
 
 
@@ -173,3 +175,22 @@ def test_frames_are_encoded_as_they_come(suffix: str) -> None:
 def test_images_of_an_ip_adapter_have_no_scale_here(ldmrt: Any, bundle: Path) -> None:
     ran = ldmrt("interpolate", bundle, *PROMPTS, "--ip-adapter-scale", 0.5)
     assert (ran.code, "--ip-adapter-scale" in ran.err) == (2, True)
+
+
+def test_the_ends_have_their_loras_styles_and_wildcards(ldmrt: Any, bundle: Path) -> None:
+    small_lora(Path("style.safetensors"), seed=1)
+    Path("styles.csv").write_text("name,prompt,negative_prompt\nflat,flat {prompt},shadow\n")
+    Path("words").mkdir()
+    Path("words/colour.txt").write_text("red\nblue\ngreen\nyellow\n")
+    words = ("--steps", 2, "--lora", "style.safetensors:0.5", "--styles", "styles.csv", "--style", "flat")
+    words += ("--wildcards", "words")
+    prompts = ("a __colour__ pear", "an apple")
+    how = ("--seeds", "3,5", "--frames", 2, "--save-frames", "frames")
+    assert ldmrt("interpolate", bundle, *prompts, *how, *words, "-o", "a.webp").code == 0
+    for frame, (prompt, seed) in enumerate(zip(prompts, (3, 5), strict=True)):
+        assert ldmrt("generate", bundle, prompt, "--seed", seed, *words, "-o", f"{frame}.png").code == 0
+        with Image.open(f"{frame}.png") as plain, Image.open(f"frames/{frame:04d}.png") as found:
+            np.testing.assert_array_equal(np.asarray(found), np.asarray(plain))
+            facts = json.loads(found.info["ldmrt"])
+            assert facts["prompts"][frame] == json.loads(plain.info["ldmrt"])["prompt"]
+            assert facts["loras"] == {"style": 0.5}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -12,6 +12,7 @@ from ldmrt.runtime.nearest import suggestion
 from ldmrt.tools.options.types import ByStage, Interval, Layers, Text
 
 MOST = 1000  # cells
+ALSO = {"precision": "compute"}  # further names of options
 WITH_COMMAS = (Text, Interval, Layers)  # types whose values hold commas
 
 
@@ -30,11 +31,13 @@ class Axis:
         name: The option as the user writes it, without dashes, such as "deep-cache".
         parameter: The name of its value in the command, such as "deep_cache".
         choices: Its values, in their order.
+        added: Whether the option may be repeated, so that a value stands beside those that it is given.
     """
 
     name: str
     parameter: str
     choices: tuple[Choice, ...]
+    added: bool = False
 
 
 class Cell(NamedTuple):
@@ -42,9 +45,10 @@ class Cell(NamedTuple):
 
     place: tuple[int, ...]
 
-    def values(self, axes: Sequence[Axis]) -> dict[str, object]:
-        """Return the value of each axis by the name of its parameter."""
-        return {axis.parameter: axis.choices[i].value for axis, i in zip(axes, self.place, strict=True)}
+    def values(self, axes: Sequence[Axis], base: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of a command's parameters: of each axis this cell's, of the others those of `base`."""
+        own = {axis.parameter: (axis, axis.choices[i].value) for axis, i in zip(axes, self.place, strict=True)}
+        return {**base, **{name: (*base[name], *value) if axis.added else value for name, (axis, value) in own.items()}}
 
     def texts(self, axes: Sequence[Axis]) -> dict[str, str]:
         """Return the value of each axis as it was written, by the axis's name."""
@@ -52,11 +56,13 @@ class Cell(NamedTuple):
 
     def label(self, axes: Sequence[Axis]) -> str:
         """Name the cell by its values, such as "steps=20, scheduler=ddim"."""
-        return ", ".join(f"{name}={text}" for name, text in self.texts(axes).items())
+        return ", ".join(f"{name}={text or 'none'}" for name, text in self.texts(axes).items())
 
 
 def axes_of(written: Sequence[str], parameters: Mapping[str, click.Parameter]) -> list[Axis]:
     """Read axes of the form NAME=VALUE,VALUE. A name that comes again adds values; what holds commas itself is one.
+
+    An empty value is no text, or an option that is not given; one before a comma is a value of its own everywhere.
 
     Args:
         written: The axes as they were given.
@@ -77,21 +83,33 @@ def axes_of(written: Sequence[str], parameters: Mapping[str, click.Parameter]) -
             problem = f"--axis: nothing is called {name!r:.100}{suggestion(name, parameters)}"
             raise LdmrtError("sweep", problem, expected=", ".join(sorted(parameters)))
         whole = isinstance(kind, WITH_COMMAS) or (isinstance(kind, ByStage) and "=" in values)
+        if whole and values.startswith(","):
+            found.setdefault(name, []).append("")
+            values = values[1:].lstrip()
         found.setdefault(name, []).extend([values] if whole else values.split(","))
-    axes = []
+    axes = list[Axis]()
     for name, texts in found.items():
         if len(set(texts)) < len(texts):
             raise LdmrtError("sweep", f"--axis {name} has a value twice", found=", ".join(texts))
         parameter = parameters[name]
+        for other in axes:
+            if other.parameter == parameter.name:
+                raise LdmrtError("sweep", f"--axis {name} and {other.name} are one option", expected="only one of them")
         choices = tuple(Choice(text, _read(name, parameter, text)) for text in texts)
-        axes.append(Axis(name, str(parameter.name), choices))
+        axes.append(Axis(name, str(parameter.name), choices, parameter.multiple))
     return axes
 
 
 def _read(name: str, parameter: click.Parameter, text: str) -> object:
-    """Return a value as the option of this name reads it."""
+    """Return a value as the option of this name reads it; an empty one of an option without a default is none."""
+    if not text and isinstance(parameter, click.Option) and not isinstance(parameter.type, Text):
+        if parameter.multiple:
+            return ()
+        if parameter.to_info_dict()["default"] is None:
+            return None
     try:
-        return parameter.type.convert(text, parameter, None)
+        value = parameter.type.convert(text, parameter, None)
+        return (value,) if parameter.multiple else value
     except click.BadParameter as error:
         raise LdmrtError("sweep", f"--axis {name}: {error.message}") from None
 
@@ -132,10 +150,11 @@ def reference_of(written: Sequence[str], axes: Sequence[Axis]) -> Cell:
 
 
 def options_of(command: click.Command, without: Sequence[str] = ()) -> dict[str, click.Parameter]:
-    """Return a command's options and arguments that may be an axis, by their names without dashes."""
-    return {
+    """Return what may be an axis of a command's options and arguments, by names without dashes and those of `ALSO`."""
+    found = {
         _name(one): one for one in command.params if _name(one) not in without and not getattr(one, "is_flag", False)
     }
+    return {**found, **{name: found[other] for name, other in ALSO.items() if other in found}}
 
 
 def _name(parameter: click.Parameter) -> str:
