@@ -1,6 +1,5 @@
 """Run `ldmrt generate`: make images from a bundle."""
 
-import math
 import os
 import sys
 import time
@@ -39,7 +38,10 @@ GRID = 1024  # most images in the grid
 @with_options(HOW)
 @with_options(WORDING)
 @click.option(
-    "--prompts", "file", type=click.Path(path_type=Path), help="A .txt file with more PROMPTS, one in each line."
+    "--prompts",
+    "file",
+    type=click.Path(path_type=Path),
+    help="A .txt file with more PROMPTS, one in each line; or a .jsonl file of whole requests, as of `ldmrt batch`.",
 )
 @LORA
 @click.option("--from", "from", help="Stage of a cascade to begin at, with --image; the first by default.")
@@ -156,7 +158,8 @@ def generate(
 ) -> None:
     """Make images of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
 
-    A model that reads no text takes no PROMPTS.
+    A model that reads no text takes no PROMPTS. Of several requests, --prompts FILE.jsonl, OUT is a grid too if all
+    images have one size.
 
     All parameters are saved in the file: `ldmrt info` shows them, `ldmrt replay` draws the image again, and other
     programs read AUTOMATIC1111's text of them.
@@ -167,16 +170,25 @@ def generate(
 
     from ldmrt.runtime.bundle.hub import local_bundle
     from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.runtime.images.resizing import UPSCALERS
     from ldmrt.runtime.pipeline.infotext.record import refiner_of
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.pipeline.refined import RefinedPipeline
     from ldmrt.runtime.samplers.settings import read_scheduler
+    from ldmrt.serve.batch.lines import is_json
     from ldmrt.tools.console.drawing.image_paths import check_name, depth_of, free_path, latents_of, numbered
     from ldmrt.tools.console.drawing.images import grid, save_depth, save_image
     from ldmrt.tools.console.drawing.latents import read_latents, save_array
     from ldmrt.tools.console.drawing.making import Making, open_hires_upscaler, upscaler_record
     from ldmrt.tools.console.drawing.metadata import ends_of, of_request, of_result
-    from ldmrt.tools.console.drawing.rows import in_parts, in_rows, save_rows
+    from ldmrt.tools.console.drawing.rows import in_parts, in_rows, nearly_square, save_rows
+    from ldmrt.tools.console.drawing.whole_requests import (
+        check_alone,
+        check_requests,
+        draw_requests,
+        images_of,
+        read_requests,
+    )
     from ldmrt.tools.console.progress import console
     from ldmrt.tools.console.terminal.screen import Screen
 
@@ -184,8 +196,27 @@ def generate(
         raise LdmrtError("generate", "--save-steps cannot be combined with --batch", expected="only one of them")
     options |= {name: one_or_all(options[name]) for name in (*IMAGES, "class_labels")}
     options |= {"scheduler_settings": settings, "loras": weights_of(loras)}
-    prompts += () if file is None else read_prompts(file)
     steering = collected(controls)
+    if file is not None and is_json(file):
+        others = {"PROMPTS": prompts, "--save-steps": save_steps, "--save-latents": save_latents, "--latents": latents}
+        others |= {"--refiner": refiner, "--styles": styles, "--style": style, "--wildcards": wildcards}
+        others["--hires-upscaler FOLDER"] = options["hires_upscaler"] not in UPSCALERS
+        check_alone(file, others)
+        lines = read_requests(file, {**options, "controls": steering})
+        check_name(out)
+        config = None if scheduler_config is None else read_scheduler(scheduler_config)
+        with open_pipeline(bundle, scheduler=config, **opening) as base:
+            loaded = load_loras(base, loras)
+            check_requests(base, lines)
+            making = Making.of(bundle, base, opening, scheduler_config=config, loras=loaded)
+            screen = None if preview is None else Screen.of(sys.stderr, os.environ, preview)
+            with free_path(
+                out, images_of(lines), steps=False, overwrite=overwrite, depth=base.stages[-1].stage.depth > 0
+            ) as free:
+                for path in draw_requests(base, making, lines, free, batch, columns, screen):
+                    click.echo(path)
+        return
+    prompts += () if file is None else read_prompts(file)
     given = {"prompt": prompts or None, "controls": steering, "latents": read_latents(latents), **options}
     given = worded(given, styles, style, wildcards)
     with_model = open_hires_upscaler(given["hires_upscaler"], opening)
@@ -257,7 +288,7 @@ def generate(
             written += [path] if path != out and request.total_images <= GRID else []
     if len(images) > 1:
         each = request.num_images_per_prompt
-        columns = columns or (each if each > 1 and len(prompts) > 1 else math.isqrt(len(images) - 1) + 1)
+        columns = columns or (each if each > 1 and len(prompts) > 1 else nearly_square(len(images)))
         facts = {**shared, "prompts": request.prompts, "seeds": request.seeds}
         save_image(out, grid(np.stack(images), columns), making.grid_notes(facts, alike, columns))
     elif not images:
@@ -281,12 +312,8 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     """Return the prompts of a text file, one in each line that is not blank.
 
     Raises:
-        LdmrtError: The file cannot be read, holds nothing, or holds whole requests.
+        LdmrtError: The file cannot be read, or holds nothing.
     """
-    from ldmrt.runtime.errors import LdmrtError
-    from ldmrt.serve.batch.lines import check_file, is_json, read_lines
+    from ldmrt.serve.batch.lines import check_file, read_lines
 
-    if is_json(path):
-        hint = f"ldmrt batch BUNDLE {path} FOLDER"
-        raise LdmrtError("generate", f"{path} holds whole requests", expected="a .txt file of prompts", hint=hint)
     return tuple(line.text for line in read_lines(path, check_file(path)) if not line.is_blank)

@@ -105,6 +105,8 @@ def made_of_several(records: Sequence[JsonObject], columns: int) -> JsonObject:
             word: value for word, value in record[part].items() if word not in common})}
         for record in records
     ]  # fmt: skip
+    loras = {name: lora for record in records for name, lora in record.get("loras", {}).items()}
+    shared |= {"loras": loras} if loras else {}
     return {**first, **shared, GRID: {"columns": columns, **({EACH: each} if any(each) else {})}}
 
 

@@ -60,7 +60,12 @@ def in_parts(results: Iterator[Result], parts: int, screen: Screen | None) -> It
 
 def sheet(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Arrange images (N, H, W, 3) in a grid that is nearly square."""
-    return grid(images, math.isqrt(len(images) - 1) + 1)
+    return grid(images, nearly_square(len(images)))
+
+
+def nearly_square(count: int) -> int:
+    """Return the columns of a grid of so many images that is nearly square."""
+    return math.isqrt(count - 1) + 1
 
 
 def save_rows(pipeline: ImagePipeline, previews: Previews, out: Path, flags: Sequence[bool] | None) -> list[Path]:
