@@ -212,8 +212,8 @@ def generate(
             screen = None if preview is None else Screen.of(sys.stderr, os.environ, preview)
             with free_path(
                 out, images_of(lines), steps=False, overwrite=overwrite, depth=base.stages[-1].stage.depth > 0
-            ) as free:
-                for path in draw_requests(base, making, lines, free, batch, columns, screen):
+            ) as name:
+                for path in draw_requests(base, making, lines, name, batch, columns, screen):
                     click.echo(path)
         return
     prompts += () if file is None else read_prompts(file)

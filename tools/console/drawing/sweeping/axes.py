@@ -20,7 +20,7 @@ class Choice(NamedTuple):
     """One value of an axis, as it was written and as the command's option reads it."""
 
     text: str
-    value: object
+    value: Any
 
 
 @dataclass(frozen=True)
