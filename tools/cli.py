@@ -56,6 +56,17 @@ class Lazy(Group):
         """Import a command; None if no command has this name."""
         return function_of(name) if name in COMMANDS else None
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; the error about an option that it lacks names the commands that have it."""
+        try:
+            return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            commands = {name: function_of(name) for name in COMMANDS}
+            having = [name for name in COMMANDS if any(error.option_name in one.opts for one in commands[name].params)]
+            if having:
+                error.message = f"{error.message.rstrip('.')}, but ldmrt {' and ldmrt '.join(having)} have it."
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands into the help without importing them."""
         with formatter.section("Commands"):

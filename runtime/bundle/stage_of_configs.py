@@ -41,17 +41,20 @@ TRANSFORMERS = SD3, FLUX, PIXART, SANA, Z_IMAGE = (
 )  # fmt: skip
 T5_TOKENS = {SD3: 256, FLUX: 512}  # diffusers' `max_sequence_length` by default
 SD3_GUIDANCE = 7.0  # diffusers' `guidance_scale` by default, as the numbers below
+SD3_PIPELINES = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline")
 KONTEXT = "FluxKontextPipeline"  # whose networks are dev's
 FLUX_PIPELINES = {
     "FluxPipeline": 3.5,
     "FluxImg2ImgPipeline": 7.0,
     "FluxInpaintPipeline": 7.0,
     "FluxFillPipeline": 30.0,
-    "FluxControlPipeline": 3.5,
-    "FluxControlImg2ImgPipeline": 7.0,
-    "FluxControlInpaintPipeline": 7.0,
+    (CONTROL := "FluxControlPipeline"): 3.5,
     KONTEXT: 3.5,
 }
+# What their networks read beside the latents.
+FLUX_READS = {KONTEXT: (CONTEXT,), CONTROL: ("control_image",), "FluxFillPipeline": FILL_KINDS}
+# Pipelines that start from a second image beside the control image, for which a request has no place.
+OF_TWO_IMAGES = ("FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline")
 FLUX_SIDE = Z_IMAGE_SIDE = 128  # latents: no config says it
 PACKED = 2  # latents along one side of the tokens of FLUX.1 and Z-Image
 PIXART_GUIDANCE = SANA_GUIDANCE = 4.5
@@ -78,13 +81,12 @@ def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject
         problem = "unsupported class in transformer/config.json"
         raise BundleError("bundle", problem, expected=" or ".join(TRANSFORMERS), found=f"{name:.100}")
     if name in TRANSFORMERS:
-        if name == SD3:
-            return _stable_diffusion_3(unet, vae or {})
         build, pipelines = PIPELINES[name]
         kind = str(index.get("_class_name", next(iter(pipelines)))).removeprefix("ORT")
         if kind not in pipelines:
             problem, expected = "unsupported pipeline in model_index.json", " or ".join(pipelines)
-            raise BundleError("bundle", problem, expected=expected, found=f"{kind:.100}")
+            hint = f"{CONTROL} there, which draws from the control image" if kind in OF_TWO_IMAGES else None
+            raise BundleError("bundle", problem, expected=expected, found=f"{kind:.100}", hint=hint)
         return build(unet, vae or {}, kind)
     space = _space_of_config(vae) if vae is not None else Space(channels_of(unet), 1, 1.0, PIXELS)
     sides = _sides_of(unet.get("sample_size"))
@@ -155,7 +157,7 @@ def _in_patches(
     return space, (side, side)
 
 
-def _stable_diffusion_3(transformer: JsonObject, vae: JsonObject) -> Stage:
+def _stable_diffusion_3(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
     """Return the stage of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206)."""
     file = "transformer/config.json"
     space, own = _in_patches(transformer, vae)
@@ -177,25 +179,11 @@ def _stable_diffusion_3(transformer: JsonObject, vae: JsonObject) -> Stage:
 
 
 def _flux(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
-    """Return the stage of FLUX.1: of dev and schnell, of Fill, or of Canny and Depth, by the channels that it reads.
-
-    Kontext reads those of dev, but of two images.
-    """
+    """Return the stage of FLUX.1: of dev and schnell, Fill, Canny and Depth, or Kontext, by their pipelines."""
     file = "transformer/config.json"
-    space = replace(_space_of_config(vae), patch=PACKED)
-    channels = _whole(file, "in_channels", transformer.get("in_channels"), 64)
-    tasks = {
-        1: (Source(CONTEXT),) if kind == KONTEXT else (),
-        2: (Source("control_image"),),
-        2 + space.factor**2 / space.channels: tuple(Source(kind) for kind in FILL_KINDS),
-    }
-    tasks = {1: tasks[1]} if kind == KONTEXT else tasks
-    beside = tasks.get(channels / PACKED**2 / space.channels)
-    if beside is None:
-        expected = ", ".join(f"{int(times * space.channels) * PACKED**2}" for times in tasks)
-        raise BundleError("bundle", f"unsupported in_channels in {file}", expected=expected, found=channels)
+    space, beside = replace(_space_of_config(vae), patch=PACKED), tuple(map(Source, FLUX_READS.get(kind, ())))
     guided = _truth("guidance_embeds", transformer.get("guidance_embeds"), file)
-    return Stage(
+    stage = Stage(
         space,
         own=(FLUX_SIDE * space.factor,) * 2,
         reads={
@@ -210,6 +198,13 @@ def _flux(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
         trailing=True,
         guidance_scale=FLUX_PIPELINES[kind] if guided else GUIDANCE_SCALE,
     )
+    channels = _whole(file, "in_channels", transformer.get("in_channels"), 64)
+    # Kontext's image is other tokens, and no channels of these.
+    expected = PACKED**2 * (space.channels if kind == KONTEXT else stage.input_channels)
+    if channels != expected:
+        problem = f"unsupported in_channels in {file}"
+        raise BundleError("bundle", problem, expected=f"{expected}, as {kind} reads", found=channels)
+    return stage
 
 
 def _pixart(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
@@ -259,6 +254,7 @@ def _z_image(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
 
 # How the stage of a transformer is derived, and the pipelines in diffusers that it may be of, the usual one first.
 PIPELINES: Mapping[str, tuple[Callable[[JsonObject, JsonObject, str], Stage], Collection[str]]] = {
+    SD3: (_stable_diffusion_3, SD3_PIPELINES),
     FLUX: (_flux, FLUX_PIPELINES),
     PIXART: (_pixart, PIXART_TOKENS),
     SANA: (_sana, SANA_PIPELINES),

@@ -11,8 +11,15 @@ import torch
 
 from ldmrt.runtime import Pipeline
 from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.bundle.stage_of_configs import (
+    FLUX_PIPELINES,
+    PIXART_TOKENS,
+    SANA_PIPELINES,
+    SD3_PIPELINES,
+    Z_IMAGE_PIPELINES,
+)
 from ldmrt.runtime.parity.metrics import psnr
-from ldmrt.runtime.pipeline.request.field_names import FIELDS
+from ldmrt.runtime.pipeline.request.field_names import FIELDS, OTHERWISE
 
 PROMPTS = ["a red apple, noto style, blue background", "two pears"]
 LATENTS = torch.from_numpy(np.random.default_rng(3).standard_normal((2, 4, 8, 8), np.float32))
@@ -97,14 +104,18 @@ def test_a_callback_is_called_alike(theirs: Any, ours: Pipeline) -> None:
         np.testing.assert_allclose(one[2], other[2], rtol=0, atol=TOLERANCE * np.abs(other[2]).max())
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline",
-                                  "StableDiffusionInpaintPipeline", "StableDiffusionXLPipeline",
-                                  "StableDiffusionXLImg2ImgPipeline"])  # fmt: skip
+PIPELINES = [
+    "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "LatentConsistencyModelPipeline",
+    *SD3_PIPELINES, *FLUX_PIPELINES, *PIXART_TOKENS, *SANA_PIPELINES, *Z_IMAGE_PIPELINES,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PIPELINES)
 def test_our_names_are_theirs(name: str) -> None:
-    """Of what their pipelines take, only these names are not ours; the error about each says what is."""
-    others = {"self", "timesteps", "sigmas", "ip_adapter_image", "ip_adapter_image_embeds", "return_dict",
-              "cross_attention_kwargs", "callback_on_step_end_tensor_inputs", "kwargs", "masked_image_latents",
-              "padding_mask_crop", "negative_original_size"}  # fmt: skip
+    """Of what their pipelines take, the error about each name that is not ours says what is, but for these."""
+    without = {"self", "kwargs", "return_dict", "clean_caption", "complex_human_instruction",
+               "negative_ip_adapter_image", "negative_ip_adapter_image_embeds"}  # fmt: skip
     taken = set(inspect.signature(getattr(diffusers, name).__call__).parameters)
-    assert taken - set(FIELDS) <= others
+    assert taken - set(FIELDS) - set(OTHERWISE) <= without
     assert {"prompt", "num_inference_steps", "guidance_scale", "generator"} <= taken & set(FIELDS)

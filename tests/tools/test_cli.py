@@ -95,6 +95,7 @@ def test_help_loads_nothing_heavy(lines: list[list[str]], unwanted: set[str]) ->
         (["nonsense"], "No such command 'nonsense'"),
         (["generate"], "Missing argument 'BUNDLE'"),
         (["generate", "x", "a cat", "--stepz", "3"], "No such option"),
+        (["generate", "x", "a cat", "--max-sequence-length", "77"], "but ldmrt export and ldmrt verify have it."),
         (["verify", "nowhere"], "bundle: no directory nowhere"),
         (["inspect", "nowhere"], "bundle: no directory nowhere"),
         (["export", "nowhere", "out"], "checkpoint: no folder nowhere"),

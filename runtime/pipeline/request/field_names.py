@@ -162,14 +162,23 @@ FIELDS: Mapping[str, Field] = {
 SHORT: Mapping[str, str] = {name: field.short or name for name, field in FIELDS.items()}
 _LONG: Mapping[str, str] = {short: name for name, short in SHORT.items()}
 # Arguments of diffusers' pipelines that are given otherwise.
-_OTHERWISE: Mapping[str, str] = {
+OTHERWISE: Mapping[str, str] = {
     "control_image": "controls={NAME: image}",
     "controlnet_conditioning_scale": "controls={NAME: (image, scale)}",
     "adapter_conditioning_scale": "controls={NAME: (image, scale)}",
     "ip_adapter_image_embeds": "ip_adapter_image",
-    "cross_attention_kwargs": "loras={NAME: weight}, after load_lora",
-    "callback": "callback_on_step_end",
+    **dict.fromkeys(
+        ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"),
+        "loras={NAME: weight}, after load_lora",
+    ),
+    **dict.fromkeys(("callback", "callback_steps"), "callback_on_step_end"),
     "callback_on_step_end_tensor_inputs": "callback_on_step_end, whose callback_kwargs hold the latents",
+    "max_sequence_length": "ldmrt export CHECKPOINT BUNDLE --max-sequence-length N, as its graph is for so many tokens",
+    "masked_image_latents": "mask_image",
+    **dict.fromkeys(("max_area", "_auto_resize", "use_resolution_binning"), "width and height"),
+    "cfg_truncation": "guidance_interval",
+    "mu": "scheduler_settings={'use_dynamic_shifting': False, 'shift': math.exp(mu)}",
+    "original_inference_steps": "scheduler_settings={'original_inference_steps': N}",
     "sigmas": "scheduler_settings, such as {'use_karras_sigmas': True}",
     "timesteps": "scheduler_settings, such as {'timestep_spacing': 'trailing'}",
 }
@@ -186,7 +195,7 @@ def refuse_unknown(names: Iterable[str]) -> None:
         if name not in FIELDS:
             words = difflib.get_close_matches(name, {**_LONG, **{long: long for long in FIELDS}}, n=1)
             nearest = f", did you mean {_LONG.get(words[0], words[0])!r}?" if words else suggestion(name, FIELDS)
-            hint = _OTHERWISE.get(name)
+            hint = OTHERWISE.get(name)
             problem = f"unknown argument {name!r}{'' if hint else nearest}"
             expected = None if nearest or hint else ", ".join(FIELDS)
             raise InvalidRequest("request", problem, expected=expected, hint=hint)

@@ -19,7 +19,7 @@ from ldmrt.model import load
 from ldmrt.model.library.flux import Pack, Positions, RotaryPositions, Unpack
 from ldmrt.runtime import LdmrtError, LdmrtWarning, Request
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.bundle.stage_of_configs import FLUX, FLUX_PIPELINES, SD3, stage_of_configs
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, FLUX_PIPELINES, SD3, SD3_PIPELINES, stage_of_configs
 from ldmrt.runtime.bundle.stages import Guide, Row
 from ldmrt.runtime.bundle.stages_json import stages_from_json
 from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, noise
@@ -63,13 +63,18 @@ def test_guidance_is_the_networks_own(flux: Saved) -> None:
         assert pipeline.guidance_rows(Request("two pears", negative_prompt="blurred")) == 1
 
 
-@pytest.mark.parametrize("kind", [*FLUX_PIPELINES, "StableDiffusion3Pipeline", "StableDiffusion3InpaintPipeline"])
+@pytest.mark.parametrize("kind", [*FLUX_PIPELINES, *SD3_PIPELINES])
 def test_guidance_by_default_is_that_of_the_pipeline(kind: str) -> None:
     """A network that is not told of guidance has none."""
     import diffusers
 
     wanted = inspect.signature(getattr(diffusers, kind).__call__).parameters["guidance_scale"].default
-    network = {"_class_name": FLUX if kind.startswith("Flux") else SD3, "guidance_embeds": True}
+    channels = 64 * (1 + {"FluxControlPipeline": 1, "FluxFillPipeline": 5}.get(kind, 0))
+    network = {
+        "_class_name": FLUX if kind.startswith("Flux") else SD3,
+        "guidance_embeds": True,
+        "in_channels": channels,
+    }
     vae = {"block_out_channels": [8, 8, 8, 8], "latent_channels": 16}
     stage = stage_of_configs(network, vae, {"_class_name": kind})
     assert stage.guidance_scale == wanted

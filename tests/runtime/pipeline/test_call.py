@@ -76,6 +76,7 @@ def test_short_words_are_other_words() -> None:
         ("negative_prompt_embed", "did you mean 'negative_prompt_embeds'?"),
         ("control_image", "unknown argument 'control_image'\n  try: controls={NAME: image}"),
         ("cross_attention_kwargs", "try: loras={NAME: weight}, after load_lora"),
+        ("max_sequence_length", "try: ldmrt export CHECKPOINT BUNDLE --max-sequence-length N, as its graph is for"),
         ("zzz", "unknown argument 'zzz'; expected prompt, negative_prompt"),
     ],
 )

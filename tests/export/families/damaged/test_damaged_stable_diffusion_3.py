@@ -40,6 +40,12 @@ DAMAGES: list[tuple[str, dict[str, Any], str]] = [
     (INDEX, {"tokenizer_3": [None, None]}, "names no tokenizer_3"),
     (INDEX, {"transformer": ["diffusers", "HunyuanDiT2DModel"]}, "unsupported HunyuanDiT2DModel"),
     (INDEX, {"transformer": [None, None]}, "names no unet or transformer"),
+    (
+        INDEX,
+        {"_class_name": "StableDiffusion3PAGPipeline"},
+        "unsupported pipeline in model_index.json; expected Stable",
+    ),
+    (INDEX, {"_class_name": "StableDiffusion3ControlNetPipeline"}, "unsupported pipeline in model_index.json"),
 ]
 
 
