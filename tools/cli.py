@@ -63,9 +63,10 @@ class Lazy(Group):
         except click.NoSuchOption as error:
             commands = {name: function_of(name) for name in COMMANDS}
             having = [name for name in COMMANDS if any(error.option_name in one.opts for one in commands[name].params)]
-            if having:
-                error.message = f"{error.message.rstrip('.')}, but ldmrt {' and ldmrt '.join(having)} have it."
-            raise
+            if not having:
+                raise
+            message = f"{error.message.rstrip('.')}, but ldmrt {' and ldmrt '.join(having)} have it."
+            raise click.UsageError(message, error.ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands into the help without importing them."""

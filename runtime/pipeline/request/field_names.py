@@ -177,7 +177,6 @@ OTHERWISE: Mapping[str, str] = {
     "masked_image_latents": "mask_image",
     **dict.fromkeys(("max_area", "_auto_resize", "use_resolution_binning"), "width and height"),
     "cfg_truncation": "guidance_interval",
-    "mu": "scheduler_settings={'use_dynamic_shifting': False, 'shift': math.exp(mu)}",
     "original_inference_steps": "scheduler_settings={'original_inference_steps': N}",
     "sigmas": "scheduler_settings, such as {'use_karras_sigmas': True}",
     "timesteps": "scheduler_settings, such as {'timestep_spacing': 'trailing'}",

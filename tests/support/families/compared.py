@@ -1,19 +1,28 @@
-"""Compare a transformer's pipelines with diffusers' own, both from one checkpoint."""
+"""Compare a transformer's pipelines and networks with diffusers' own, both from one checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ldmrt.export.components.table import Component, components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import Pipeline
+from ldmrt.runtime.tensors import Array, Arrays, Engine
+
+if TYPE_CHECKING:
+    import torch
+
+    # diffusers' pipeline and the inputs of a component -> what its network gives for the first output, or by name
+    Called = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor | dict[str, torch.Tensor]]
 
 # Relative to the largest latent: two programs' float32 through a handful of rows, with guidance.
 TOLERANCE = 2e-4
+TENTH = 2e-5  # of a network's largest value: float32's sums alone, as in the certificate of a component
 
 
 class Saved(dict[str, Path]):
@@ -49,3 +58,46 @@ def ours_of(folder: Path) -> Pipeline:
 def close(ours: NDArray[Any], expected: NDArray[Any]) -> None:
     assert expected.std() > 0.1
     assert np.abs(ours - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+def decibels(ours: NDArray[Any], found: NDArray[Any]) -> float:
+    """Return the PSNR of images in [0, 1]."""
+    return float(-10 * np.log10(np.mean((ours - found) ** 2) + 1e-12))
+
+
+def _whole(part: Component, given: Arrays, output: Array) -> Array:
+    return output
+
+
+def compare_components(
+    pipeline: Any,
+    folder: Path,
+    called: "Mapping[str, Called]",
+    engines: Callable[[str], Engine],
+    sizes: Iterable[tuple[int, int, int]],
+    seen: Callable[[Component, Arrays, Array], Array] = _whole,
+) -> None:
+    """Compare every component of a checkpoint with the network in diffusers' pipeline.
+
+    Args:
+        pipeline: diffusers' own, of `folder`.
+        folder: The checkpoint.
+        called: How each component's network is called.
+        engines: Returns what is compared, by the component's name.
+        sizes: Batches, heights and widths in pixels.
+        seen: Returns the part of a component's output that counts, of these inputs.
+    """
+    import torch
+
+    parts = components(load(folder))
+    assert parts.keys() == called.keys()
+    for component, part in parts.items():
+        engine = engines(component)
+        for batch, height, width in sizes:
+            given = example(part, {"batch": batch, "height": height, "width": width, "timesteps": batch})
+            with torch.no_grad():
+                wanted = called[component](pipeline, {key: torch.from_numpy(one) for key, one in given.items()})
+            outputs = engine(**given)
+            for name, theirs_ in (wanted if isinstance(wanted, dict) else {next(iter(outputs)): wanted}).items():
+                ours, other = (seen(part, given, one) for one in (outputs[name], theirs_.numpy()))
+                assert np.abs(ours - other).max() <= TENTH * np.abs(other).max(), f"{component}: {name}"

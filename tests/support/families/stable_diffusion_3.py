@@ -38,6 +38,7 @@ SD3: dict[str, tuple[Config, Config, bool]] = {
     "sd3": (_TRANSFORMER, _SHIFTED, True),
     "sd3-without-t5": (_TRANSFORMER, _SHIFTED, False),
     "sd35-medium": (_MEDIUM, _SHIFTED, True),
+    "sd35-large": (_TRANSFORMER | {"qk_norm": "rms_norm"}, _SHIFTED, True),
     "sd35-dynamic": (_MEDIUM | {"patch_size": 1, "pos_embed_max_size": 48}, _DYNAMIC, False),
 }
 EXPORTED = "sd35-medium"  # with all that the others have

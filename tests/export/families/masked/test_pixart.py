@@ -10,7 +10,6 @@ import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from numpy.typing import NDArray
 
-from ldmrt.export.components.table import components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.model.library.pixart import GridPositions, Mask
@@ -22,13 +21,12 @@ from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, noise
 from ldmrt.runtime.samplers.registry import SCHEDULERS, find_scheduler
 from ldmrt.runtime.tensors import Engine
 
-from ....support.families.compared import Saved, close, ours_of, theirs
+from ....support.families.compared import Saved, close, compare_components, decibels, ours_of, theirs
 from ....support.families.pixart import PIXART, save_pixart
 from ...test_tasks import drawing, mask, picture
 
 # Capitals and spaces, which the pipelines drop; texts of other lengths, whose padding is masked.
 PROMPTS, SEEDS, STEPS = [" A red Apple, noto style", "two pears", "a penguin"], [3, 4, 9], 5
-TENTH = 2e-5  # of the largest value: float32's sums alone, as in the certificate of a component
 SIZES = [(32, 32), (24, 64), (40, 72)]  # the last two have an odd number of patches along a side, or along both
 pytestmark = [
     pytest.mark.oracle,
@@ -99,7 +97,7 @@ def test_images_are_diffusers(name: str, places: Saved) -> None:
     ours = np.asarray(drawn(ours_of(places[name]), 40, 72, output_type="np", **asked).images)
     found = expected(places[name], name, 40, 72, output_type="np", **asked)
     assert ours.shape == (3, 40, 72, 3)
-    assert -10 * np.log10(np.mean((ours - found) ** 2) + 1e-12) >= 60
+    assert decibels(ours, found) >= 60
 
 
 @pytest.mark.slow(minutes=0.5)
@@ -122,9 +120,6 @@ def test_each_image_is_that_of_its_seed_alone(places: Saved) -> None:
         assert np.abs(many[i] - alone).max() <= 1e-5 * np.abs(alone).max()  # sums of float32 in another order
 
 
-Called = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
-
-
 def _transformer(pipeline: Any, given: dict[str, torch.Tensor]) -> torch.Tensor:
     batch, _, height, width = given["hidden_states"].shape
     sizes = torch.tensor([[4.0 * height, 4.0 * width]]).expand(batch, -1)
@@ -135,7 +130,7 @@ def _transformer(pipeline: Any, given: dict[str, torch.Tensor]) -> torch.Tensor:
     return out[0].chunk(2, dim=1)[0]
 
 
-CALLED: dict[str, Called] = {
+CALLED: dict[str, Any] = {
     "text_encoder": lambda pipeline, given: pipeline.text_encoder(
         **given, attention_mask=(given["input_ids"] != pipeline.tokenizer.pad_token_id).long()
     )[0],
@@ -147,16 +142,7 @@ CALLED: dict[str, Called] = {
 
 def _compare(name: str, folder: Path, engines: Callable[[str], Engine]) -> None:
     """Compare every component with diffusers' own network, at two batches and two odd sizes."""
-    pipeline, parts = theirs(folder, PIXART[name][0]), components(load(folder))
-    assert parts.keys() == CALLED.keys()
-    for component, part in parts.items():
-        engine = engines(component)
-        for batch, height, width in ((1, 40, 72), (3, 24, 56)):
-            given = example(part, {"batch": batch, "height": height, "width": width, "timesteps": batch})
-            with torch.no_grad():
-                wanted = CALLED[component](pipeline, {key: torch.from_numpy(one) for key, one in given.items()}).numpy()
-            found = next(iter(engine(**given).values()))
-            assert np.abs(found - wanted).max() <= TENTH * np.abs(wanted).max(), component
+    compare_components(theirs(folder, PIXART[name][0]), folder, CALLED, engines, ((1, 40, 72), (3, 24, 56)))
 
 
 @pytest.mark.parametrize("name", PIXART)

@@ -15,7 +15,7 @@ from ldmrt.model import load
 from ldmrt.runtime.bundle.bundle import Bundle
 
 from ....support.families.pixart import save_pixart
-from ..test_stable_diffusion_3_commands import ran
+from ..stable_diffusion_3.test_stable_diffusion_3_commands import ran
 
 pytestmark = pytest.mark.slow(minutes=1)
 SIZE = ("--width", 56, "--height", 40)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ldmrt.export.components.table import components, example
+from ldmrt.export.components.table import Component
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.model.checkpoint.checkpoint import with_scaling_factor
@@ -24,16 +24,15 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.samplers.loop import sample
 from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 from ldmrt.runtime.samplers.registry import SCHEDULERS, find_scheduler, plan_from_config
-from ldmrt.runtime.tensors import Engine
+from ldmrt.runtime.tensors import Array, Arrays, Engine
 
 from ....support.exact_diffusers import Theirs
-from ....support.families.compared import TOLERANCE, Saved, close, ours_of, theirs
+from ....support.families.compared import TOLERANCE, Saved, close, compare_components, decibels, ours_of, theirs
 from ....support.families.sana import DPM, SANA, save_sana
 from ...test_tasks import picture
 
 # Capitals and spaces, which the pipelines drop; texts of other lengths, whose padding is masked.
 PROMPTS, SEEDS, STEPS = [" A red Apple, noto style", "two pears", "a penguin"], [3, 4, 9], 5
-TENTH = 2e-5  # of the largest value: float32's sums alone, as in the certificate of a component
 SIZES = [(32, 32), (20, 36), (28, 64)]  # the last two have an odd number of latents along a side, or along both
 KIND = "SanaPipeline"
 pytestmark = [
@@ -96,11 +95,6 @@ def test_draws_what_diffusers_draws(name: str, height: int, width: int, asked: d
     close(ours.latents, expected(places[name], height, width, **asked))
 
 
-def decibels(ours: NDArray[Any], found: NDArray[Any]) -> float:
-    """Return the PSNR of images in [0, 1]."""
-    return float(-10 * np.log10(np.mean((ours - found) ** 2) + 1e-12))
-
-
 @pytest.mark.parametrize("name", SANA)
 def test_images_are_diffusers(name: str, places: Saved) -> None:
     ours = drawn(ours_of(places[name]), 20, 36, output_type="np", count=3).images
@@ -120,8 +114,7 @@ def test_bundle_draws_what_diffusers_draws(height: int, width: int, sana_bundle:
     assert (pipeline.stage.space.unit, pipeline.stage.own, pipeline.stage.largest) == (4, (32, 32), 0)
 
 
-Called = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
-CALLED: dict[str, Called] = {
+CALLED: dict[str, Any] = {
     "text_encoder": lambda pipeline, given: pipeline.text_encoder(
         **given, attention_mask=(given["input_ids"] != pipeline.tokenizer.pad_token_id).long()
     )[0],
@@ -133,23 +126,19 @@ CALLED: dict[str, Called] = {
 }
 
 
+def _seen(part: Component, given: Arrays, output: Array) -> Array:
+    """Return the states of tokens, and not of the padding, where Gemma's window is shorter; see `CausalMask`."""
+    shorter = part.name == "text_encoder" and part.config["sliding_window"] < output.shape[1]
+    return output[given["input_ids"] != part.pad] if shorter else output
+
+
 def _compare(folder: Path, engines: Callable[[str], Engine]) -> None:
     """Compare every component with diffusers' own network, at two batches and two odd sizes.
 
     The last size has fewer pixels in a level than a head of the autoencoder has features.
     """
-    pipeline, parts = theirs(folder, KIND), components(load(folder))
-    assert parts.keys() == CALLED.keys()
-    for component, part in parts.items():
-        engine = engines(component)
-        for batch, height, width in ((1, 20, 36), (3, 28, 12), (1, 8, 12)):
-            given = example(part, {"batch": batch, "height": height, "width": width, "timesteps": batch})
-            with torch.no_grad():
-                wanted = CALLED[component](pipeline, {key: torch.from_numpy(one) for key, one in given.items()}).numpy()
-            found = next(iter(engine(**given).values()))
-            if component == "text_encoder" and part.config["sliding_window"] < found.shape[1]:
-                found, wanted = (one[given["input_ids"] != part.pad] for one in (found, wanted))  # see `CausalMask`
-            assert np.abs(found - wanted).max() <= TENTH * np.abs(wanted).max(), component
+    sizes = ((1, 20, 36), (3, 28, 12), (1, 8, 12))
+    compare_components(theirs(folder, KIND), folder, CALLED, engines, sizes, _seen)
 
 
 @pytest.mark.parametrize("name", SANA)

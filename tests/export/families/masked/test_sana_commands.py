@@ -16,7 +16,7 @@ from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.parity.tolerances import COMPONENT
 
 from ....support.families.sana import save_sana
-from ..test_stable_diffusion_3_commands import ran
+from ..stable_diffusion_3.test_stable_diffusion_3_commands import ran
 
 pytestmark = pytest.mark.slow(minutes=1)
 SIZE = ("--width", 36, "--height", 20)

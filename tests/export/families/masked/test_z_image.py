@@ -11,7 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ldmrt.export.components.table import components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import LdmrtError, Request
@@ -22,13 +21,12 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, noise
 from ldmrt.runtime.tensors import Engine
 
-from ....support.families.compared import TOLERANCE, Saved, close, ours_of, theirs
+from ....support.families.compared import TOLERANCE, Saved, close, compare_components, decibels, ours_of, theirs
 from ....support.families.z_image import Z_IMAGE, save_z_image
 from ...test_tasks import drawing, mask, picture
 
 # Capitals and a space, which stay; texts of other lengths, of which the last takes 64 tokens in place of 32.
 PROMPTS, SEEDS, STEPS = [" A red Apple, noto style", "two pears", "a penguin " * 5], [3, 4, 9], 5
-TENTH = 2e-5  # of the largest value: float32's sums alone, as in the certificate of a component
 SIZES = [(128, 128), (80, 144), (112, 256)]  # 64, 45 and 112 tokens: only the first number is a multiple of 32
 KIND = "ZImagePipeline"
 pytestmark = [
@@ -76,11 +74,6 @@ def test_draws_what_diffusers_draws(name: str, height: int, width: int, asked: d
     close(ours.latents, expected(places[name], height, width, **asked))
 
 
-def decibels(ours: NDArray[Any], found: NDArray[Any]) -> float:
-    """Return the PSNR of images in [0, 1]."""
-    return float(-10 * np.log10(np.mean((ours - found) ** 2) + 1e-12))
-
-
 def test_images_are_diffusers(places: Saved) -> None:
     ours = drawn(ours_of(places["turbo"]), 80, 144, output_type="np", count=3).images
     assert ours.shape == (3, 80, 144, 3)
@@ -108,8 +101,7 @@ def _their_transformer(pipeline: Any, given: dict[str, torch.Tensor]) -> torch.T
     return -torch.stack(out).squeeze(2)
 
 
-Called = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
-CALLED: dict[str, Called] = {
+CALLED: dict[str, Any] = {
     "text_encoder": lambda pipeline, given: pipeline.text_encoder(**given, output_hidden_states=True).hidden_states[-2],
     "transformer": _their_transformer,
     "vae_decoder": lambda pipeline, given: pipeline.vae.decode(given["latent_sample"]).sample,
@@ -119,16 +111,8 @@ CALLED: dict[str, Called] = {
 
 def _compare(folder: Path, engines: Callable[[str], Engine]) -> None:
     """Compare every component with diffusers' own network, at three batches and odd sizes."""
-    pipeline, parts = theirs(folder, KIND), components(load(folder))
-    assert parts.keys() == CALLED.keys()
-    for component, part in parts.items():
-        engine = engines(component)
-        for batch, height, width in ((1, 80, 144), (3, 112, 48), (2, 16, 32)):
-            given = example(part, {"batch": batch, "height": height, "width": width, "timesteps": batch})
-            with torch.no_grad():
-                wanted = CALLED[component](pipeline, {key: torch.from_numpy(one) for key, one in given.items()}).numpy()
-            found = next(iter(engine(**given).values()))
-            assert np.abs(found - wanted).max() <= TENTH * np.abs(wanted).max(), component
+    sizes = ((1, 80, 144), (3, 112, 48), (2, 16, 32))
+    compare_components(theirs(folder, KIND), folder, CALLED, engines, sizes)
 
 
 @pytest.mark.parametrize("name", Z_IMAGE)

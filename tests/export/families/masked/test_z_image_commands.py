@@ -9,7 +9,7 @@ from PIL import Image
 from ldmrt.runtime.bundle.bundle import Bundle
 
 from ....support.families.z_image import save_z_image
-from ..test_stable_diffusion_3_commands import ran
+from ..stable_diffusion_3.test_stable_diffusion_3_commands import ran
 
 pytestmark = pytest.mark.slow(minutes=1)
 SIZE = ("--width", 144, "--height", 80)

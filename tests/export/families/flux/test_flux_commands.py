@@ -1,15 +1,19 @@
 """A FLUX.1 goes the whole way on the command line: exported in half precision, certified, drawn."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.tools.cli import cli
 
-from .test_stable_diffusion_3_commands import ran
+from ..stable_diffusion_3.test_stable_diffusion_3_commands import ran
 
 pytestmark = pytest.mark.slow(minutes=2)
 SIZE = ("--width", 64, "--height", 96)
@@ -42,3 +46,18 @@ def test_draws(how: tuple[str, ...], half: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as image:
         assert json.loads(image.info["ldmrt"])["guidance"] == 3.5
     assert np.abs(drawn - expected).max() <= 4  # levels of 255: half precision rounds elsewhere on another backend
+
+
+def test_bisect_names_the_module(half: Path, flux_checkpoint: Path, tmp_path: Path) -> None:
+    """A weight of the checkpoint is another than that which was exported."""
+    other, weight = tmp_path / "checkpoint", "single_transformer_blocks.0.attn.to_k.bias"
+    shutil.copytree(flux_checkpoint, other)
+    file = other / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    state[weight] += 0.5
+    save_file(state, file)
+    result = CliRunner().invoke(cli, ["verify", str(half), "--against", str(other), "--bisect", "transformer"])
+    assert result.exit_code == 1, result.output
+    assert f"transformer: {weight} differs from the checkpoint's" in result.output
+    first = result.output[result.output.index("the first past") :].splitlines()[2]
+    assert weight.removesuffix(".bias") in first

@@ -19,9 +19,9 @@ from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.stages_json import stages_from_json
 from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, noise
 
-from ...support.families.compared import Saved, close, ours_of, theirs
-from ...support.families.stable_diffusion_3 import EXPORTED, SD3, save_sd3
-from ..test_tasks import drawing, mask, picture
+from ....support.families.compared import Saved, close, ours_of, theirs
+from ....support.families.stable_diffusion_3 import EXPORTED, SD3, save_sd3
+from ...test_tasks import drawing, mask, picture
 
 PROMPTS, SEEDS, STEPS = ["a red apple, noto style", "two pears"], [3, 4], 5
 TEXT = "StableDiffusion3Pipeline"
@@ -61,7 +61,7 @@ ASKED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=["guided", "plain", "prompts", "negative prompts"])
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 32)])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 32), (20, 36)])
 @pytest.mark.parametrize("name", SD3)
 def test_draws_what_diffusers_draws(
     name: str, height: int, width: int, asked: dict[str, Any], places: dict[str, Path]

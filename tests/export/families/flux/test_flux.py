@@ -24,9 +24,9 @@ from ldmrt.runtime.bundle.stages import Guide, Row
 from ldmrt.runtime.bundle.stages_json import stages_from_json
 from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, noise
 
-from ...support.families.compared import Saved, close, ours_of, theirs
-from ...support.families.flux import ASKED, PROMPTS, SEEDS, latents_of
-from ..test_tasks import drawing, mask, picture
+from ....support.families.compared import Saved, close, ours_of, theirs
+from ....support.families.flux import ASKED, PROMPTS, SEEDS, latents_of
+from ...test_tasks import drawing, mask, picture
 
 pytestmark = [
     pytest.mark.oracle,
