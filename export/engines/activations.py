@@ -4,7 +4,7 @@ The shapes of all its values are inferred node by node, with the node at which e
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,8 +46,9 @@ def activations(model: "ModelProto", shapes: Mapping[str, tuple[int, ...]]) -> A
     for value in graph.input:
         element = value.type.tensor_type.elem_type
         types[value.name] = onnx.helper.make_tensor_type_proto(element, list(shapes[value.name]))
-    last = _last_uses(graph.node)
-    kept = {*types, *(value.name for value in graph.output)}
+    ends = {value.name for value in graph.output}
+    last = _last_uses(graph.node, ends)
+    kept = {*types, *ends}
     alive: dict[str, int] = {}
     peak = 0
     for place, node in enumerate(graph.node):
@@ -89,8 +90,12 @@ def _scores(node: "NodeProto", types: "Mapping[str, TypeProto]") -> int:
     return 2 * query[0] * (heads or query[1]) * query[-2] * key[-2] * size
 
 
-def _last_uses(nodes: "Iterable[NodeProto]") -> dict[str, int]:
-    """Return the last node that reads each value: directly, through a view, or through an interleaved copy."""
+def _last_uses(nodes: "Iterable[NodeProto]", outputs: Collection[str] = ()) -> dict[str, int]:
+    """Return the last node that reads each value: directly, through a view, or through an interleaved copy.
+
+    A cast to an output of the graph holds nothing, for it runs with the kernel that makes the value: a text encoder
+    casts the states of every layer at the end of its graph, and its engine does not keep them until then.
+    """
     last: dict[str, int] = {}
     direct: dict[str, int] = {}
     for place, node in reversed(list(enumerate(nodes))):
@@ -99,6 +104,8 @@ def _last_uses(nodes: "Iterable[NodeProto]") -> dict[str, int]:
             until = max((last.get(name, place) for name in node.output), default=place)
         elif _interleaves(node):  # TensorRT does several at once
             until = direct.get(node.output[0], place)
+        elif node.op_type == "Cast" and node.output[0] in outputs:
+            continue
         for name in node.input:
             last[name] = max(last.get(name, place), until)
             direct.setdefault(name, place)

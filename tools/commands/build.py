@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ldmrt.runtime.bundle.engines.engine_key import BUILDER_LEVEL, BUILDER_LEVELS, REFIT, WEIGHTS_ON_GPU
 from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.tools.console.outputs import Output, check_output
 from ldmrt.tools.console.verification.measure import verify_built
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--builder-level",
-    type=click.IntRange(BUILDER_LEVELS[0], BUILDER_LEVELS[-1]),
+    type=click.IntRange(0, 5),
     help="How long kernels are searched for; TensorRT only.",
 )
 @click.option("--timing-cache", type=Output(), help="A file that keeps the kernels' timings; TensorRT only.")
@@ -83,6 +82,7 @@ def build(
     from ldmrt.export.engines.profiles import recipes
     from ldmrt.export.engines.timing_cache import TimingCache, check_timing_cache
     from ldmrt.runtime.bundle.bundle import Bundle
+    from ldmrt.runtime.bundle.engines.engine_key import BUILDER_LEVEL, REFIT, WEIGHTS_ON_GPU
     from ldmrt.runtime.host import megabytes
     from ldmrt.tools.console.progress import console
 

@@ -61,6 +61,22 @@ def test_views_take_nothing_and_keep_their_source() -> None:
     assert activations(graph(nodes, initializers=shapes), X).live == 3 * ONE
 
 
+def test_casts_to_outputs_hold_nothing() -> None:
+    """A text encoder casts the states of its layers at the end of the graph, and TensorRT in the layer's kernel."""
+    layers = [
+        node("Softmax", "x", "a"),
+        node("Softmax", "a", "b"),
+        node("Softmax", "b", "c"),
+        node("Softmax", "c", "y"),
+    ]
+    casts = [node("Cast", name, f"{name}_out", to=TensorProto.FLOAT) for name in "abc"]
+    made = graph([*layers, *casts])
+    made.graph.output.extend(helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None) for name in "abc")
+    assert activations(made, X).live == activations(graph(layers), X).live == 2 * ONE
+    del made.graph.output[1:]
+    assert activations(made, X).live > 2 * ONE  # where they are no outputs
+
+
 def test_shapes_are_computed() -> None:
     """As PyTorch's exporter leaves them: sizes read, multiplied and put together again."""
     nodes = [

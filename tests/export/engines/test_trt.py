@@ -112,8 +112,10 @@ def test_predicted_and_measured(built: Path) -> None:
         # memory.py's figures were fitted to within a sixth
         assert one.measured["scratch"] == pytest.approx(before.scratch, rel=1 / 6)
         assert one.measured["weights"] <= one.size
-        assert one.size < 2 * before.disk
-        assert 0 < one.measured["build_peak"] < 2 * before.build
+        assert one.size == pytest.approx(
+            before.disk, rel=0.15, abs=4e6
+        )  # kernels are of 150 to 270 kB each, and shared
+        assert 0 < one.measured["build_peak"] < 1.15 * before.build  # a process that has built before adds less
         assert one.measured["seconds"] > 0
 
 

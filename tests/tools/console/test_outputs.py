@@ -130,7 +130,18 @@ def test_no_output_was_forgotten() -> None:
     ctx = click.Context(cli)
     every = [leaf for name in NAMES for leaf in leaves(cli.get_command(ctx, name) or cli)]
     written = {param.name for command in every for param in command.params if isinstance(param.type, Output)}
-    assert written == {"out", "as_json", "junit", "html", "bundle", "sheet", "cache_folder", "repo", "save_frames"}
+    assert written == {
+        "out",
+        "as_json",
+        "junit",
+        "html",
+        "bundle",
+        "sheet",
+        "cache_folder",
+        "repo",
+        "save_frames",
+        "timing_cache",
+    }
     for command in every:
         for param in command.params:
             if param.name in ("out", "junit", "html") or (param.name == "as_json" and not param.is_flag):  # type: ignore[attr-defined]
