@@ -62,10 +62,15 @@ class Lazy(Group):
             return super().invoke(ctx)
         except click.NoSuchOption as error:
             commands = {name: function_of(name) for name in COMMANDS}
-            having = [name for name in COMMANDS if any(error.option_name in one.opts for one in commands[name].params)]
-            if not having:
+            having = [
+                name
+                for name, command in commands.items()
+                if any(error.option_name in (*one.opts, *one.secondary_opts) for one in command.params)
+            ]
+            if not having or error.possibilities:
                 raise
-            message = f"{error.message.rstrip('.')}, but ldmrt {' and ldmrt '.join(having)} have it."
+            verb = "has" if len(having) == 1 else "have"
+            message = f"{error.message.rstrip('.')}, but ldmrt {' and ldmrt '.join(having)} {verb} it."
             raise click.UsageError(message, error.ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

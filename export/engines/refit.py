@@ -22,6 +22,7 @@ from ldmrt.runtime.bundle.engines.store import (
     model_digests,
     rebuild,
     runs_on,
+    with_refit,
     write_engine,
 )
 from ldmrt.runtime.errors import LdmrtError
@@ -100,7 +101,7 @@ def _wished(
         new = replace(old, graph=graph, weights=weights)
         if new != old and REFIT not in old.flags:
             problem = f"engine {one.folder.name} was built without --refit"
-            raise LdmrtError(old.component, problem, hint=f"{rebuild(source, old)} --refit")
+            raise LdmrtError(old.component, problem, hint=with_refit(rebuild(source, old)))
         if graph != old.graph:  # small constants stand in it: a LoRA changes none of them
             problem = f"{bundle.path} has another model.onnx than engine {one.folder.name} was made of"
             expected = "the same graph with other weights"

@@ -1,5 +1,6 @@
 """Keeps how fast TensorRT found its kernels, so that the next build need not measure them again."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,13 @@ class TimingCache:
         self._config = config
 
     def keep(self) -> None:
-        """Write the timings of a build that has ended, with those that were given to it."""
-        with write_atomically(self.path) as file:
-            file.write(bytes(self._config.get_timing_cache().serialize()))
+        """Write the timings of a build that has ended, with those that were given to it.
+
+        Where that fails, the next build measures again: no engine is lost for it.
+        """
+        timings, self._config = bytes(self._config.get_timing_cache().serialize()), None
+        with contextlib.suppress(OSError, LdmrtError), write_atomically(self.path) as file:
+            file.write(timings)
 
 
 def check_timing_cache(backend: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.engine_key import REFIT
-from ldmrt.runtime.bundle.engines.store import EngineFile, engines, rebuild, runs_on
+from ldmrt.runtime.bundle.engines.store import EngineFile, engines, rebuild, runs_on, with_refit
 from ldmrt.runtime.errors import LdmrtError
 
 from .ort.engine import PROVIDERS
@@ -59,7 +59,7 @@ def check_refittable(bundle: Bundle, session: "Session", components: Collection[
                 f"engine {mine[0].folder.name} was built without --refit",
                 "weights that can be replaced",
             )
-            hint = f"{rebuild(bundle, mine[0].recipe)} --refit; or --backend onnxruntime"
+            hint = f"{with_refit(rebuild(bundle, mine[0].recipe))}; or --backend onnxruntime"
             raise LdmrtError("lora", problem, expected=expected, hint=hint)
 
 

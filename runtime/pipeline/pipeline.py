@@ -146,8 +146,8 @@ class Pipeline(ImagePipeline, TakesLoras):
             if several:
                 yield from map(self.generate, group)
             else:
-                asked = (self._passes(request)[0][1].request for request in group)
-                yield from map(self.checked, self._overlapped(asked))
+                own = (self._passes(request)[0][1].request for request in group)
+                yield from map(self.checked, self._overlapped(own))
 
     def _overlapped(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Yield the results of many requests of this stage; no safety checker looks at them."""

@@ -10,7 +10,7 @@ import click
 from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.tools.console.outputs import Output, check_output
 from ldmrt.tools.console.verification.measure import verify_built
-from ldmrt.tools.options.common import Choice
+from ldmrt.tools.options.common import Choice, Share
 from ldmrt.tools.options.engines import EngineOptions, engine_options, targets_of
 from ldmrt.tools.options.stages import every_stage
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--weight-streaming",
     "weights_on_gpu",
-    type=click.FloatRange(0, 1),
+    type=Share(),
     metavar="SHARE",
     help="The share of the weights that stays on the GPU, 0 to 1; the rest is streamed from the host at every run.",
 )

@@ -1,5 +1,7 @@
 """Types, groups and options that several commands share."""
 
+import math
+
 import click
 
 from ldmrt.runtime.nearest import suggestion
@@ -37,6 +39,21 @@ class Choice(click.Choice):
             return str(super().convert(value, param, ctx))
         except click.BadParameter as error:
             self.fail(error.message.rstrip(".") + suggestion(str(value), map(str, self.choices)), param, ctx)
+
+
+class Share(click.FloatRange):
+    """An option that takes a number from 0 to 1; `click.FloatRange` alone lets NaN through."""
+
+    def __init__(self) -> None:
+        """Take any share."""
+        super().__init__(0, 1)
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        share = float(super().convert(value, param, ctx))
+        if math.isnan(share):
+            self.fail(f"{value} is no number from 0 to 1", param, ctx)
+        return share
 
 
 class Group(click.Group):

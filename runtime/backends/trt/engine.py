@@ -115,9 +115,11 @@ class TrtEngine:
         """Run once and wait for the GPU once; arrays are cast to the dtypes that the graph declares."""
         feeds = conform(self.component, self.inputs, arrays)
         binding = self.bind({name: array.shape for name, array in feeds.items()})
-        binding.upload(**feeds)
-        binding.launch()
-        return binding.download()
+        with binding.claim:
+            binding.upload(**feeds)
+            binding.owner = None
+            binding.launch()
+            return binding.download()
 
     def close(self) -> None:
         """Free everything; a later call loads again."""

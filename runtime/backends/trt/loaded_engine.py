@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.store import EngineFile, rebuild
+from ldmrt.runtime.bundle.engines.store import EngineFile, rebuild, with_refit
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.tensors import Shape, Shapes, Specs, TensorSpec
@@ -35,7 +35,7 @@ class LoadedPlan:
             if weights is not None:
                 problem, hint = (
                     f"engine {file.folder.name} takes no other weights",
-                    f"{rebuild(bundle, file.recipe)} --refit",
+                    with_refit(rebuild(bundle, file.recipe)),
                 )
                 with session.explained(self.component, problem, hint=hint):
                     replace_weights(session, engine, weights)
@@ -68,8 +68,8 @@ class LoadedPlan:
         share = self.file.recipe.weights_on_gpu
         if share is not None:
             budget = int(share * engine.streamable_weights_size)
-            engine.weight_streaming_budget_v2 = budget
             with self.session.explained(self.component, f"engine {self.file.folder.name} cannot stream its weights"):
+                engine.weight_streaming_budget_v2 = budget
                 must(engine.weight_streaming_budget_v2 == budget, f"weight_streaming_budget_v2 = {budget}")
 
     def _tensors(self, engine: CudaEngine, specs: Mapping[str, TensorSpec]) -> tuple[Specs, Specs]:

@@ -77,6 +77,11 @@ class EngineFile:
             raise unreadable from None
 
     @property
+    def written(self) -> int:
+        """Return when the sidecar was written, in nanoseconds."""
+        return (self.folder / SIDECAR).stat().st_mtime_ns
+
+    @property
     def damaged(self) -> bool:
         """Tell whether the plan's file differs from the one that was built."""
         return sha256(self.folder / PLAN) != self.sha256
@@ -207,7 +212,8 @@ def find_engine(
 ) -> EngineFile:
     """Find the engine of a component for this backend, GPU and these input shapes. No plan is read.
 
-    An engine for this very GPU comes before a portable one, and of those the narrowest.
+    An engine for this very GPU comes before a portable one, of those the narrowest, and of its kind the newest, which
+    may differ in its flags.
 
     Args:
         bundle: The bundle that holds the engines.
@@ -224,8 +230,9 @@ def find_engine(
     need = Need(backend, version, gpu, *model_digests(bundle, component), bundle.precision(component), shapes, refit)
     readable, broken = readable_engines(bundle, component, backend)
     if fitting := [engine for engine in readable if not need.faults(engine)]:
-        return min(fitting, key=lambda engine: (engine.recipe.target == PORTABLE, engine.recipe.width))
-    hint = build_command(bundle, component, backend, gpu, shapes) + (" --refit" if refit else "")
+        return min(fitting, key=lambda one: (one.recipe.target == PORTABLE, one.recipe.width, -one.written))
+    hint = build_command(bundle, component, backend, gpu, shapes)
+    hint = with_refit(hint) if refit else hint
     if readable:
         nearest = max(readable, key=need.nearness)
         _, fault = need.faults(nearest)[0]
@@ -236,9 +243,19 @@ def find_engine(
 
 
 def rebuild(bundle: Bundle, recipe: Recipe) -> str:
-    """Write the command that builds an engine again."""
+    """Write the command that builds an engine again, with its flags."""
     shapes = {name: limits.opt for name, limits in recipe.profile[0].items()}
-    return build_command(bundle, recipe.component, recipe.backend, recipe.target, shapes)
+    command = build_command(bundle, recipe.component, recipe.backend, recipe.target, shapes)
+    if recipe.weights_on_gpu is not None:
+        command += f" --weight-streaming {recipe.weights_on_gpu:g}"
+    if recipe.builder_level is not None:
+        command += f" --builder-level {recipe.builder_level}"
+    return with_refit(command) if REFIT in recipe.flags else command
+
+
+def with_refit(command: str) -> str:
+    """Return the command of a build that keeps weights replaceable."""
+    return command if command.endswith(" --refit") else f"{command} --refit"
 
 
 def _misfit(profile: tuple[Bucket, ...], shapes: Shapes) -> str:

@@ -116,6 +116,8 @@ class Loras:
             del self._loaded[name]
             self._weights.pop(name, None)
             self._sets.clear()
+            for session in self._source.sessions if self._source is not None else ():
+                session.close_dropped()
 
     def set(self, weights: Weights) -> None:
         """Choose the weights that a request takes which states none; those that are not named have none."""
@@ -143,7 +145,7 @@ class Loras:
     def engines(self, base: LazyEngines, weights: Weights) -> LazyEngines:
         """Return the engines of a pipeline with LoRAs of these weights; `base` itself where none changes anything.
 
-        The fused step is among them where a backend can replace its weights.
+        The fused step is left out where its network is changed, and the backend cannot replace its weights.
         """
         with self._changing:
             key = self.active(weights)
@@ -155,7 +157,8 @@ class Loras:
                 self._sets[key] = self._with(self._source.bundle, key)
             self._sets.move_to_end(key)
             changed = self._sets[key]
-        return base.replaced(changed, without=() if STEP in changed else (STEP,))
+            outdated = self._source.bundle.home(STEP) in changed and STEP not in changed
+        return base.replaced(changed, without=(STEP,) if outdated else ())
 
     def active(self, weights: Weights) -> Active:
         """Return those of these weights by which a network is changed, in the order of their names.

@@ -126,6 +126,7 @@ def second_pass(request: Request, stage: Stage, size: tuple[int, int]) -> Pass:
     counted = any(value is not None for value in (each.prompt, each.prompt_embeds, each.class_labels))
     changes: dict[str, Any] = {**NO_SECOND_PASS, "height": height, "width": width, "strength": request.hires_strength}
     steps, drawn = steps_of_second_pass(request)
+    drawn = steps if stage.shortens else drawn  # the sampler's grid is shortened, not cut
     changes |= {"num_inference_steps": steps, "latents": None}
     method = method_of(request.hires_upscaler)
     if method is None:

@@ -115,7 +115,7 @@ def test_predicted_and_measured(built: Path) -> None:
         assert one.size == pytest.approx(
             before.disk, rel=0.15, abs=4e6
         )  # kernels are of 150 to 270 kB each, and shared
-        assert 0 < one.measured["build_peak"] < 1.15 * before.build  # a process that has built before adds less
+        assert 0 < one.measured["build_peak"] < 1.25 * before.build  # less where pages are used again
         assert one.measured["seconds"] > 0
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ldmrt.export.engines import engine_memory
 from ldmrt.runtime import Bundle
-from ldmrt.runtime.bundle.engines.store import EngineFile, engines
+from ldmrt.runtime.bundle.engines.store import EngineFile, engines, rebuild
 from ldmrt.runtime.pipeline.opening import open_pipeline
 
 from ...support.fakes.cuda import FakeCuda
@@ -248,6 +248,11 @@ def test_weights_that_are_streamed(ldmrt: Any, copy: Path, gpu: FakeCuda) -> Non
     assert listed.recipe.weights_on_gpu == 1
     assert ldmrt("build", copy, *words, 1).err == "unet reused\n"
     assert "2.0 is not in the range 0<=x<=1" in ldmrt("build", copy, *words, 2).err
+    assert "nan is no number from 0 to 1" in ldmrt("build", copy, *words, "nan").err
+    assert ldmrt("build", copy, *words, 0.25).code == 0  # of two that differ in flags, the newest runs
+    drawn(copy)
+    assert gpu.did["bytes on the GPU"] == quarter
+    assert rebuild(Bundle.open(copy), listed.recipe).endswith("--batch 1 --weight-streaming 1")
 
 
 def drawn(bundle: Path) -> Any:

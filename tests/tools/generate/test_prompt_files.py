@@ -92,6 +92,7 @@ def test_requests_of_several_sizes_and_of_one_image(ldmrt: Any, bundle: Path, tm
         ('{"prompt": "a fox", "loras": {"style": 1}}', (), "line 2 of p.jsonl: no LoRA 'style' is loaded"),
         ('{"steps": 3}', (), "line 2 of p.jsonl: no prompt"),
         ("\n" * 1024, (), "p.jsonl is too long; expected at most 1024 lines"),
+        ('{"prompt": "a", "count": 2000}', (), "p.jsonl asks for too many images; expected at most 1024 images"),
         ("", ("a fox",), "PROMPTS cannot be combined with p.jsonl, which holds whole requests"),
         ("", ("--save-steps",), "--save-steps cannot be combined with p.jsonl"),
     ],

@@ -96,7 +96,8 @@ def interpolate(
     key_prompts = list(prompts) * (keys if len(prompts) == 1 else 1)
     key_seeds = list(given) * (keys if len(given) == 1 else 1)
     each = [{**options, "prompt": key_prompts[i : i + 1] or None, "seed": key_seeds[i]} for i in range(keys)]
-    requests = [request_of(worded(values, styles, style, wildcards)) for values in each]
+    each = [worded(values, styles, style, wildcards) for values in each]
+    first, requests = each[0], [request_of(values) for values in each]
     check_keys(requests, frames)
     config = None if scheduler_config is None else read_scheduler(scheduler_config)
 
@@ -112,7 +113,7 @@ def interpolate(
     with open_pipeline(bundle, scheduler=config, **opening) as pipeline:
         used = load_loras(pipeline, loras)
         height, width = pipeline.final_size(requests[0])
-        facts = of_request(bundle.name, pipeline, {**options, "count": 1}, {}) | {"height": height, "width": width}
+        facts = of_request(bundle.name, pipeline, {**first, "count": 1}, {}) | {"height": height, "width": width}
         facts |= {
             "prompts": [request.prompts[0] for request in requests] if prompts else [],
             "seeds": key_seeds,

@@ -23,7 +23,7 @@ from .images import grid, save_depth, save_image
 from .making import Making
 from .rows import in_parts, nearly_square
 
-MOST = 1024  # requests of a file, and images of the grid
+MOST = 1024  # requests of a file, and images of them all, which the grid shows
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ def read_requests(path: Path, options: JsonObject) -> list[WholeRequest]:
         options: What a line has that does not state it, by short words.
 
     Raises:
-        LdmrtError: The file cannot be read, or has more than `MOST` lines; or a line is invalid, which is named.
+        LdmrtError: The file cannot be read, or has more than `MOST` lines or images, or a line is invalid; it is named.
     """
     reader, found = Reader(True, options, Path.cwd()), list[WholeRequest]()
     if (count := check_file(path)) > MOST:
@@ -78,6 +78,9 @@ def read_requests(path: Path, options: JsonObject) -> list[WholeRequest]:
             found.append(WholeRequest(place, *reader.request(line)))
         except LdmrtError as error:
             raise error.about(place) from None
+    if (images := images_of(found)) > MOST:
+        expected, hint = f"at most {MOST} images", f"ldmrt batch BUNDLE {path} FOLDER"
+        raise LdmrtError("generate", f"{path} asks for too many images", expected=expected, found=images, hint=hint)
     return found
 
 
@@ -128,19 +131,21 @@ def draw_requests(
     results = in_parts(pipeline.draw(chain.from_iterable(parts)), sum(counts), screen)
     total = images_of(asked)
     images, alike, written = list[NDArray[np.uint8]](), list[tuple[Request, tuple[Path, int] | None]](), list[Path]()
+    drawn = 0
     for each, count in zip(asked, counts, strict=True):
         several = (next(results) for _ in range(count))
         alone = pipeline.parts(each.request, 1)
         for image, depth, notes in described(making, pipeline, each.request, each.values, several):
-            path = out if total == 1 else numbered(out, len(written))
+            path = out if total == 1 else numbered(out, drawn)
             save_image(path, image, notes)
+            written.append(path)
+            drawn += 1
             if depth is not None:
                 save_depth(depth_of(path), depth)
-            written.append(path)
-            if total <= MOST:
-                images.append(image)
-                alike.append((next(alone), None))
-    if total == 1 or total > MOST or len({image.shape for image in images}) > 1:
+                written.append(depth_of(path))
+            images.append(image)
+            alike.append((next(alone), None))
+    if total == 1 or len({image.shape for image in images}) > 1:
         return written
     columns = columns or nearly_square(total)
     texts = {"prompts": [one.prompts[0] for one, _ in alike], "seeds": [one.seeds[0] for one, _ in alike]}

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, Pipeline
 
 from ....support.fakes import builder, refitter
 from ....support.fakes.cuda import FakeCuda
+from ....support.loras import save
 from ....tools.conftest import command
 from .conftest import ASKED
 from .test_drawing import BOTH, TWIN, draw
@@ -95,6 +97,8 @@ def test_a_set_that_is_not_kept_leaves_the_memory(gpu: FakeCuda, on_gpu: Pipelin
     assert [b - a for a, b in pairwise(loaded)] == [2] * 4  # text encoder and U-Net of each
     draw(on_gpu, loras={"every": 0.5})
     assert gpu.did["deserialised"] == loaded[-1]
+    on_gpu.unload_lora("every")
+    assert held() < bytes_held[0]
 
 
 def test_a_set_that_a_request_still_draws_with_stays(gpu: FakeCuda, on_gpu: Pipeline) -> None:
@@ -120,6 +124,17 @@ def test_a_layer_that_is_fused_with_another(on_gpu: Pipeline, monkeypatch: pytes
     monkeypatch.setattr(refitter.Refitter, "get_missing_weights", counted)
     draw(on_gpu, loras={"every": 0.7})
     assert any(name.endswith(".bias") for name in asked)
+
+
+def test_the_fused_step_stays_where_its_network_is_not_changed(
+    gpu: FakeCuda, built: Path, attention: Path, tmp_path: Path
+) -> None:
+    state = {key: value for key, value in load_file(attention).items() if key.startswith("lora_te")}
+    with ldmrt.runtime.open(built, "tensorrt", check=False) as pipeline:
+        name = pipeline.load_lora(save(state, tmp_path / "text.safetensors"))
+        networks = pipeline._networks(ldmrt.runtime.Request(**ASKED, loras={name: 1.0}))
+        assert networks["step"] is pipeline.engines["step"]
+        assert networks["text_encoder"] is not pipeline.engines["text_encoder"]
 
 
 def test_engines_that_were_built_without_it(

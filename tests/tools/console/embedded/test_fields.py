@@ -1,6 +1,7 @@
 """The texts in the files of images, however savers write them, and where the pixels are damaged."""
 
 import io
+import json
 import struct
 from pathlib import Path
 
@@ -75,3 +76,14 @@ def test_texts_behind_the_pixels_are_read_though_these_are_damaged(tmp_path: Pat
         if damage == 0:  # as Pillow reads them
             with Image.open(path) as image:
                 assert image.text == read_fields("info", path)
+
+
+def test_a_comment_of_another_program_is_not_ldmrts(tmp_path: Path) -> None:
+    """Node packs of ComfyUI write their graph as JSON into the comment of an animation."""
+    graph = {"1": {"class_type": "KSampler", "inputs": {"seed": 5, "latent_image": 0, "steps": 7}}}
+    for number, (comment, expected) in enumerate((
+        (json.dumps({"prompt": json.dumps(graph), "workflow": {}}), "ComfyUI"),
+        (json.dumps({"ldmrt": "0.1.0", "prompt": "a fox"}), "ldmrt"),
+    )):  # fmt: skip
+        Image.new("P", (4, 4)).save(tmp_path / f"{number}.gif", comment=comment.encode())
+        assert describe("info", tmp_path / f"{number}.gif").program == expected

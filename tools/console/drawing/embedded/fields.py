@@ -7,6 +7,7 @@ own.
 
 import codecs
 import contextlib
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -91,8 +92,15 @@ def opened(where: str, path: Path, *, decoded: bool = True) -> "Iterator[Image.I
 
 
 def _in_comment(text: str) -> dict[str, str]:
-    """Return the one text of a file that has no names for several: ldmrt's where it is JSON, or a comment."""
-    return {OWN if text.startswith("{") else "comment": text} if text else {}
+    """Return the texts of a file that has no names for several: ldmrt's, or those of a JSON object, or a comment."""
+    said: object = None
+    with contextlib.suppress(ValueError, RecursionError):
+        said = json.loads(text)
+    if not isinstance(said, dict):
+        return {"comment": text} if text else {}
+    if OWN in said:
+        return {OWN: text}
+    return {name: each if isinstance(each, str) else json.dumps(each) for name, each in said.items()}
 
 
 def _in_png(image: "PngImageFile") -> dict[str, str]:

@@ -102,7 +102,7 @@ def axes_of(written: Sequence[str], parameters: Mapping[str, click.Parameter]) -
 
 def _read(name: str, parameter: click.Parameter, text: str) -> object:
     """Return a value as the option of this name reads it; an empty one of an option without a default is none."""
-    if not text and isinstance(parameter, click.Option) and not isinstance(parameter.type, Text):
+    if not text and isinstance(parameter, click.Option):
         if parameter.multiple:
             return ()
         if parameter.to_info_dict()["default"] is None:

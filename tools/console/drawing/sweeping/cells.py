@@ -128,6 +128,7 @@ def draw_cells(
     """
     for group in dict.fromkeys(each.group for each in cells.values()):
         (pipeline, making), seen = open_group(group), set[tuple[object, ...]]()
+        before = dict[str, float]()
         try:
             for cell, each in cells.items():
                 if each.group != group:
@@ -140,8 +141,10 @@ def draw_cells(
                     request.total_images,
                     request.full_every,
                     pipeline.guidance_rows(request),
-                    *asked(request, pipeline.loras).items(),
                 )
+                if (loras := asked(request, pipeline.loras)) != before:  # a pipeline keeps few sets of LoRAs
+                    before = loras
+                    seen.clear()
                 if shape not in seen:
                     pipeline.generate(request)
                     seen.add(shape)
