@@ -48,7 +48,7 @@ class Share(click.FloatRange):
         """Take any share."""
         super().__init__(0, 1)
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number."""
         share = float(super().convert(value, param, ctx))
         if math.isnan(share):
