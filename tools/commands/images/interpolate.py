@@ -113,7 +113,8 @@ def interpolate(
     with open_pipeline(bundle, scheduler=config, **opening) as pipeline:
         used = load_loras(pipeline, loras)
         height, width = pipeline.final_size(requests[0])
-        facts = of_request(bundle.name, pipeline, {**first, "count": 1}, {}) | {"height": height, "width": width}
+        asked = {**options, "negative_prompt": first["negative_prompt"]}
+        facts = of_request(bundle.name, pipeline, asked, {}) | {"height": height, "width": width}
         facts |= {
             "prompts": [request.prompts[0] for request in requests] if prompts else [],
             "seeds": key_seeds,
