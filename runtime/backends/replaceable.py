@@ -55,12 +55,9 @@ def check_refittable(bundle: Bundle, session: "Session", components: Collection[
     for component in sorted(components):
         mine = [one for one in usable if bundle.home(one.recipe.component) == component]
         if mine and not any(REFIT in one.recipe.flags for one in mine):
-            problem, expected = (
-                f"engine {mine[0].folder.name} was built without --refit",
-                "weights that can be replaced",
-            )
+            problem = f"engine {mine[0].folder.name} was built without --refit"
             hint = f"{with_refit(rebuild(bundle, mine[0].recipe))}; or --backend onnxruntime"
-            raise LdmrtError("lora", problem, expected=expected, hint=hint)
+            raise LdmrtError("lora", problem, expected="weights that can be replaced", hint=hint)
 
 
 def has_refittable(bundle: Bundle, session: "Session", graph: str) -> bool:

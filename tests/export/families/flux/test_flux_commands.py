@@ -49,7 +49,7 @@ def test_draws(how: tuple[str, ...], half: Path, tmp_path: Path) -> None:
 
 
 def test_bisect_names_the_module(half: Path, flux_checkpoint: Path, tmp_path: Path) -> None:
-    """A weight of the checkpoint is another than that which was exported."""
+    """A weight of the checkpoint differs from the one that was exported."""
     other, weight = tmp_path / "checkpoint", "single_transformer_blocks.0.attn.to_k.bias"
     shutil.copytree(flux_checkpoint, other)
     file = other / "transformer" / "diffusion_pytorch_model.safetensors"

@@ -181,7 +181,7 @@ def test_tensorrt_refuses(
             draw(on_gpu, loras={"every": 0.6})
     assert problem in str(raised.value.found)
     assert draw(on_gpu, loras={"every": 0.5}).tobytes() == before.tobytes()
-    assert draw(on_gpu, loras={"every": 0.6}).tobytes() != before.tobytes()  # another try is another engine
+    assert draw(on_gpu, loras={"every": 0.6}).tobytes() != before.tobytes()  # a second try loads a new engine
 
 
 def test_tensorrt_rtx_refuses(monkeypatch: pytest.MonkeyPatch, bundle: Path, attention: Path, tmp_path: Path) -> None:

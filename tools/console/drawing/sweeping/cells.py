@@ -104,7 +104,7 @@ def compute_of(bundle: Path, backend: str, precision: str) -> str:
     """Return the `compute` of `open_pipeline` by which a bundle is drawn in a precision: "fp32" where it has no choice.
 
     Raises:
-        LdmrtError: The backend computes in the precision of the bundle, which is another.
+        LdmrtError: The backend computes in the precision of the bundle alone, and that differs.
     """
     if chooses_precision(backend):
         return precision
