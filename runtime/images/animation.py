@@ -1,10 +1,11 @@
-"""Write frames as an animation, and read an MP4's comment: GIF and WebP by Pillow, MP4 by PyAV (extra `video`)."""
+"""Write and read animations, and an MP4's comment: GIF and WebP by Pillow, MP4 by PyAV (extra `video`)."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,19 +32,19 @@ def check_animation(path: Path) -> None:
             raise unavailable(error, "interpolate") from None
 
 
-def encode_animation(frames: Frames, suffix: str, fps: float, comment: str = "", exif: bytes = b"") -> bytes:
+def encode_animation(frames: Frames, kind: str, fps: float, comment: str = "", exif: bytes = b"") -> bytes:
     """Return an animation as a file, which a GIF and a WebP repeat without an end.
 
     Frames are encoded as they come. Pillow keeps them until the last one, those of a GIF in a byte a pixel.
 
     Args:
         frames: Images of one size, (H, W, 3), at least one.
-        suffix: One of `FORMATS`.
+        kind: A value of `FORMATS`.
         fps: Frames a second.
         comment: A text that GIF and MP4 hold.
         exif: EXIF that a WebP holds, which has no comment.
     """
-    if FORMATS[suffix] == "MP4":
+    if kind == "MP4":
         return _mp4(frames, fps, comment)
     from PIL import Image
 
@@ -51,7 +52,7 @@ def encode_animation(frames: Frames, suffix: str, fps: float, comment: str = "",
     first = next(others)
     shared = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
     buffer = io.BytesIO()
-    if FORMATS[suffix] == "GIF":
+    if kind == "GIF":
         first.save(buffer, "GIF", comment=comment.encode(), **shared)
     else:
         first.save(buffer, "WEBP", lossless=True, exif=exif, **shared)
@@ -76,6 +77,27 @@ def _mp4(frames: Frames, fps: float, comment: str) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.pad(image, more, mode="edge"), "rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def decode_animation(file: BinaryIO, kind: str) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of an animation, (H, W, 3), one at a time.
+
+    Args:
+        file: The open file.
+        kind: Its format, a value of `FORMATS`.
+    """
+    if kind == "MP4":
+        import av
+
+        with av.open(file, format="mp4", metadata_errors="replace") as container:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+        return
+    from PIL import Image, ImageSequence
+
+    with Image.open(file, formats=[kind]) as image:
+        for each in ImageSequence.Iterator(image):
+            yield np.asarray(each.convert("RGB"))
 
 
 def is_mp4(path: Path) -> bool:

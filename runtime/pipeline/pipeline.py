@@ -158,14 +158,14 @@ class Pipeline(ImagePipeline, TakesLoras):
         else:
             yield from in_stages(requests, stages, stopped.set)
 
-    def interpolate(self, requests: Sequence[Request], frames: int) -> Iterator[Result]:
-        """Yield images from each request's to the next one's; the first and the last are those of their requests."""
+    def interpolate(self, requests: Sequence[Request], frames: int, start: int = 0) -> Iterator[Result]:
+        """Yield images from each request's to the next one's, from frame `start` on; both ends are the plain images."""
         from .denoising.interpolation import between, check_keys, only_pass
 
         check_keys(requests, frames)
         with self.engines.turn:
             keys = [self._encode(only_pass(self._passes(request))) for request in requests]
-        for frame in range(frames):
+        for frame in range(start, frames):
             with self.engines.turn:
                 yield self.checked(self._decode(self._denoise(between(keys, frame * (len(keys) - 1) / (frames - 1)))))
 

@@ -19,6 +19,7 @@ from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, IMAGES, TEXTS, Re
 
 MADE = "made"  # the key of the record in an image's parameters
 GRID, EACH = "grid", "each"  # in the record of a grid of several images
+KEYS = "keys"  # in the record of an animation: the requests that its frames are between
 SENT = "sent"  # in the place of the name of a file: an image that a server was sent
 # Fields that stand elsewhere: in the parameters themselves, among the inputs, or nowhere, as no file can hold them.
 ELSEWHERE = {"prompt", "seed", "generator", "num_images_per_prompt", "controls", "latents", *IMAGES}

@@ -71,12 +71,12 @@ def interpolate(
 
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.files.writing import write_atomically
-    from ldmrt.runtime.images.animation import FORMATS, check_animation, encode_animation
+    from ldmrt.runtime.images.animation import FORMATS, check_animation
     from ldmrt.runtime.images.png import notes
     from ldmrt.runtime.pipeline.denoising.interpolation import check_keys
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.samplers.settings import read_scheduler
-    from ldmrt.tools.console.drawing.embedded.fields import OWN, exif_of
+    from ldmrt.tools.console.drawing.embedded.animations import encode
     from ldmrt.tools.console.drawing.image_paths import free_path
     from ldmrt.tools.console.drawing.images import save_image
     from ldmrt.tools.console.drawing.making import Making
@@ -107,7 +107,7 @@ def interpolate(
             if save_frames is not None:
                 save_frames.mkdir(parents=True, exist_ok=True)
                 place = save_frames / f"{number:04d}.png"
-                save_image(place, np.ascontiguousarray(image), notes({**facts, "frame": number}))
+                save_image(place, np.ascontiguousarray(image), notes({"frame": number, **facts}))
             yield image
 
     with open_pipeline(bundle, scheduler=config, **opening) as pipeline:
@@ -124,10 +124,9 @@ def interpolate(
         facts = Making.of(bundle, pipeline, opening, scheduler_config=config, loras=used).animation_facts(
             facts, requests
         )
-        texts = notes(facts)
         results = watched(pipeline.interpolate(requests, frames), frames, lambda result: f"seed {result.seeds[0]}")
         images = saved((result.pixels[0] for result in results), facts)
-        animation = encode_animation(images, out.suffix.lower(), fps, texts[OWN], exif_of(texts).tobytes())
+        animation = encode(images, FORMATS[out.suffix.lower()], fps, facts)
     with write_atomically(out) as file:
         file.write(animation)
     if save_frames is not None:

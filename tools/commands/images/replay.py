@@ -1,6 +1,5 @@
-"""Run `ldmrt replay`: draw an image again, and compare it."""
+"""Run `ldmrt replay`: draw an image or an animation again, and compare it."""
 
-import math
 import sys
 from pathlib import Path
 
@@ -27,7 +26,12 @@ DIFFERS = 1  # the exit code
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of the images that it was drawn from; by default they are looked for here and beside FILE.",
 )
-@click.option("-o", "--out", type=Output(), help="File for the image: .png, .jpg or .webp; by default none is written.")
+@click.option(
+    "-o",
+    "--out",
+    type=Output(),
+    help="File for what is drawn: .png, .jpg or .webp; of an animation, as FILE is; by default none is written.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing file; without it, OUT gets a free number.")
 def replay(
     file: Path,
@@ -39,7 +43,7 @@ def replay(
     out: Path | None,
     overwrite: bool,
 ) -> None:
-    """Draw FILE, an image of ldmrt or a grid of several, again from the record in it, and compare all pixels.
+    """Draw FILE, an image, a grid or an animation of ldmrt, again from the record in it, and compare all pixels.
 
     On the same bundle, backend and versions it is identical. What differs is listed. The exit code is 1 where pixels
     differ.
@@ -50,8 +54,8 @@ def replay(
     from ldmrt.tools.console import tables
     from ldmrt.tools.console.drawing.embedded.programs import describe
     from ldmrt.tools.console.drawing.image_paths import free_path
-    from ldmrt.tools.console.drawing.images import save_image
-    from ldmrt.tools.console.drawing.replaying.records import Record, find_bundle
+    from ldmrt.tools.console.drawing.replaying.finding import find_bundle
+    from ldmrt.tools.console.drawing.replaying.records import Record
     from ldmrt.tools.console.drawing.replaying.replay import replay as draw_again
 
     image = describe("replay", Path(file))
@@ -61,20 +65,21 @@ def replay(
     name = record.upscaler
     model = None if name is None else find_bundle(image, hires_upscaler, name, "--hires-upscaler")
     if out is not None:
-        out = click.get_current_context().with_resource(free_path(out, 1, steps=False, overwrite=overwrite))
+        path = free_path(out, 1, steps=False, overwrite=overwrite, formats=record.formats)
+        out = click.get_current_context().with_resource(path)
     again = draw_again(record, folder, other, backend, inputs, model)
     if out is not None:
-        save_image(out, again.pixels, again.notes)
-    height, width = again.pixels.shape[:2]
+        again.save(out)
     if again.differences:
         rows = [tuple(map(printable, row)) for row in again.differences]
         tables.show(("differs", "then", "now"), rows)
-    if again.differing:
-        share = f"{again.differing} of {again.pixels.size} bytes of pixels differ, PSNR {again.psnr:.1f} dB"
-        click.echo(f"not identical: {width}x{height}, {share}")
+    found = again.compared
+    if found.differing:
+        share = f"{found.differing} of {found.total} bytes of pixels differ, PSNR {found.psnr:.1f} dB"
+        click.echo(f"not identical: {again.shown}, {share}")
     else:
-        click.echo(f"identical: {width}x{height}, all {again.pixels.size} bytes of pixels")
+        click.echo(f"identical: {again.shown}, all {found.total} bytes of pixels")
     if out is not None:
         click.echo(out)
-    if not math.isinf(again.psnr):
+    if found.differing:
         sys.exit(DIFFERS)

@@ -15,7 +15,7 @@ from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.images.png import notes
 from ldmrt.runtime.images.resizing import UPSCALERS
 from ldmrt.runtime.pipeline.autoencoder.upscale_model import UpscaleModel, open_upscale_model
-from ldmrt.runtime.pipeline.infotext.record import MADE, inputs_of, made, made_of_several, run_of, words_of
+from ldmrt.runtime.pipeline.infotext.record import KEYS, MADE, inputs_of, made, made_of_several, run_of, words_of
 from ldmrt.runtime.pipeline.infotext.text import infotext_of
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
@@ -94,7 +94,7 @@ class Making:
             requests: Those that frames are drawn between.
         """
         keys = [{"request": words_of(request), "inputs": inputs_of(request)} for request in requests]
-        return {**facts, MADE: {**self.run, "keys": keys}}
+        return {**facts, MADE: {**self.run, KEYS: keys}}
 
 
 def open_hires_upscaler(name: str, opening: Mapping[str, Any]) -> UpscaleModel | None:

@@ -1,4 +1,4 @@
-"""Read the record in the file of an image: the requests to draw it by, and what else that takes."""
+"""Read the record in the file of an image or an animation: the requests to draw it by, and what else that takes."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
-from ldmrt.runtime.files.reading import JsonObject, sha256
-from ldmrt.runtime.pipeline.infotext.record import EACH, GRID, MADE, SENT
+from ldmrt.runtime.files.reading import JsonObject
+from ldmrt.runtime.images.animation import FORMATS
+from ldmrt.runtime.pipeline.infotext.record import EACH, GRID, KEYS, MADE
 from ldmrt.runtime.pipeline.request.field_names import SHORT
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.pipeline.request.short_words import request_of_words
+from ldmrt.tools.console.drawing import image_paths
+from ldmrt.tools.console.drawing.embedded.animations import kind_of
 from ldmrt.tools.console.drawing.embedded.programs import LDMRT, Description
 from ldmrt.tools.console.drawing.latents import read_latents
 from ldmrt.tools.options.images import IMAGES
+
+from .finding import find_input
 
 # Arguments of `open_pipeline` that a file may choose, with their types; it is not to be trusted with others.
 OPENING = {
@@ -26,7 +31,7 @@ OPENING = {
     "on_overflow": str,
     "safety": str,
 }
-MOST_PASSES = 100
+MOST_PASSES, MOST_FRAMES = 100, 10_000
 DAMAGE = (
     TypeError,
     KeyError,
@@ -35,7 +40,6 @@ DAMAGE = (
     IndexError,
     OverflowError,
 )  # of values of other kinds than were written
-PLACES = ("", "out")  # folders in which a bundle is looked for by its name, beside the image's own
 INPUTS = (*IMAGES, "controls", "latents")
 
 
@@ -63,20 +67,55 @@ class Refiner:
 
 
 @dataclass(frozen=True)
+class Frames:
+    """Describes the frames of an animation.
+
+    Attributes:
+        count: How many there are.
+        fps: Frames a second.
+        kind: The format of the file, such as "GIF".
+        only: The place of the one frame that the file holds; None of an animation.
+    """
+
+    count: int
+    fps: float
+    kind: str
+    only: int | None
+
+    @classmethod
+    def of(cls, parameters: JsonObject, kind: str) -> "Frames":
+        """Read them from the parameters of a file of a format.
+
+        Raises:
+            ValueError: There are fewer than two or too many, or the file holds others.
+        """
+        count, fps, only = parameters["frames"], float(parameters["fps"]), parameters.get("frame")
+        if type(count) is not int or not 2 <= count <= MOST_FRAMES or not 0.1 <= fps <= 100:
+            raise ValueError(f"{count!r:.20} frames, {fps} a second")
+        if only is not None and (type(only) is not int or not 0 <= only < count):
+            raise ValueError(f"frame {only!r:.20} of {count}")
+        if only is None and kind not in FORMATS.values():
+            raise ValueError(f"{count} frames in a {kind}")
+        return cls(count, fps, kind, only)
+
+
+@dataclass(frozen=True)
 class Record:
-    """Holds what the file of an image, or of a grid of several, says of how it was drawn.
+    """Holds what the file of an image, a grid of several or an animation says of how it was drawn.
 
     Attributes:
         image: What the file says.
         made: The record as it stands there.
         columns: How many images of a grid stand in a row; None of one image.
         refiner: The bundle that ended the drawing; None where there was none.
+        frames: Those of an animation; None of images.
     """
 
     image: Description
     made: JsonObject
     columns: int | None = None
     refiner: Refiner | None = None
+    frames: Frames | None = None
 
     @classmethod
     def of(cls, image: Description) -> "Record":
@@ -86,7 +125,7 @@ class Record:
             LdmrtError: Another program drew it, or an ldmrt drew it that wrote no record, or too short a one.
         """
         made = _made(image)
-        columns, refiner = None, made.get("refiner")
+        columns, frames, refiner = None, None, made.get("refiner")
         if isinstance(refiner, str):
             problem, expected = f"{image.path} was drawn with a refiner", "the record of a later version of ldmrt"
             raise LdmrtError("replay", problem, expected=expected, found=f"the name {refiner:.100} alone")
@@ -95,11 +134,27 @@ class Record:
                 columns, seeds = grid["columns"], _several(image, "seeds")
                 if type(columns) is not int or not 1 <= columns <= len(seeds) == len(_several(image, "prompts")):
                     raise ValueError(f"a grid of {len(seeds)} images in {columns!r:.20} columns")
+            if _is_animated(image):
+                frames = Frames.of(image.parameters or {}, kind_of("replay", image.path))
+            if frames is not None and (grid, refiner) != (None, None):
+                raise ValueError("an animation with a grid or a refiner")
             if refiner is not None:
                 refiner = Refiner(str(refiner["bundle"]), float(refiner["start"]), refiner)
         except DAMAGE as error:
             raise damaged(image, error) from None
-        return cls(image, made, columns, refiner)
+        return cls(image, made, columns, refiner, frames)
+
+    @property
+    def parameters(self) -> JsonObject:
+        """The parameters of the file without the record."""
+        return {name: value for name, value in (self.image.parameters or {}).items() if name != MADE}
+
+    @property
+    def formats(self) -> Mapping[str, str]:
+        """The formats that it can be saved in, by their suffixes: of an animation, its own."""
+        if self.frames is None or self.frames.only is not None:
+            return image_paths.FORMATS
+        return {suffix: kind for suffix, kind in FORMATS.items() if kind == self.frames.kind}
 
     @property
     def upscaler(self) -> str | None:
@@ -120,7 +175,7 @@ class Record:
         raise damaged(self.image, "a scheduler that is no config")
 
     def drawn(self, folder: Path | None) -> list[Drawn]:
-        """Return the requests of all its images.
+        """Return the requests of all its images, or those that its frames are between.
 
         Args:
             folder: That of the files that they read; by default they are looked for here and beside the image.
@@ -128,12 +183,14 @@ class Record:
         Raises:
             LdmrtError: The record is damaged, or a file of it is gone or another.
         """
-        parameters = self.image.parameters or {}
         try:
-            if self.columns is None:
-                return [self._drawn(parameters["prompt"], parameters["seed"], {}, folder)]
+            if self.columns is self.frames is None:
+                return [self._drawn(self.parameters["prompt"], self.parameters["seed"], {}, folder)]
             prompts, seeds = _several(self.image, "prompts"), _several(self.image, "seeds")
-            each = self.made[GRID].get(EACH) or [{}] * len(seeds)
+            if self.frames:
+                prompts, each = prompts or [None] * len(seeds), self.made[KEYS]
+            else:
+                each = self.made[GRID].get(EACH) or [{}] * len(seeds)
             return [
                 self._drawn(prompt, seed, own, folder) for prompt, seed, own in zip(prompts, seeds, each, strict=True)
             ]
@@ -144,7 +201,7 @@ class Record:
         """Return the request of one image."""
         if not isinstance(prompt, (str, type(None))) or type(seed) is not int:
             raise TypeError("a prompt or a seed of several images")
-        words: JsonObject = {**self.made["request"], **own.get("request", {})}
+        words: JsonObject = {**self.made.get("request", {}), **own.get("request", {})}
         given: JsonObject = {**(self.made.get("inputs") or {}), **own.get("inputs", {})}
         values: JsonObject = {"prompt": prompt, "seed": seed, **words}
         if odd := {*INPUTS, "count", "seed"} & {*words}:
@@ -188,19 +245,23 @@ def _made(image: Description) -> JsonObject:
     if image.program != LDMRT or image.parameters is None:
         problem, hint = f"{image.path} was not drawn by ldmrt, or has lost its record", f"ldmrt info {image.path}"
         raise LdmrtError("replay", problem, expected="an image of ldmrt", found=image.program, hint=hint)
-    if "frames" in image.parameters:
-        problem, expected = f"{image.path} is of an animation, which replay does not draw", "an image of ldmrt generate"
-        hint = f"ldmrt interpolate with the parameters of ldmrt info {image.path} --json"
-        raise LdmrtError("replay", problem, expected=expected, hint=hint)
     made = image.parameters.get(MADE)
-    if "seeds" in image.parameters and (not isinstance(made, dict) or not isinstance(made.get(GRID), dict)):
+    animated = _is_animated(image)
+    of_grid = "seeds" in image.parameters and not animated
+    if of_grid and (not isinstance(made, dict) or not isinstance(made.get(GRID), dict)):
         problem = f"{image.path} is a grid of several images, without their record"
         raise LdmrtError("replay", problem, expected="one of them, such as out-00.png")
-    if not isinstance(made, dict) or any(not isinstance(made.get(name), dict) for name in ("request", "opening")):
+    kinds = {"opening": dict, **({KEYS: list} if animated else {"request": dict})}
+    if not isinstance(made, dict) or any(not isinstance(made.get(name), kind) for name, kind in kinds.items()):
         problem = f"{image.path} lacks the record to draw it by"
         expected, found = "an image of this version of ldmrt, or a later one", f"ldmrt {image.parameters.get('ldmrt')}"
         raise LdmrtError("replay", problem, expected=expected, found=found)
     return made
+
+
+def _is_animated(image: Description) -> bool:
+    """Tell whether a file is an animation, or a frame of one."""
+    return "frames" in (image.parameters or {})
 
 
 def _several(image: Description, name: str) -> Sequence[Any]:
@@ -209,56 +270,6 @@ def _several(image: Description, name: str) -> Sequence[Any]:
     if not isinstance(values, list):
         raise TypeError(f"{name} that are no list")
     return values
-
-
-def find_bundle(image: Description, given: Path | None, name: object = None, option: str = "--bundle") -> Path:
-    """Return the bundle that is given, or the one that has a name.
-
-    Args:
-        image: What the file of the image says.
-        given: The bundle that was given.
-        name: The name of another than the image's bundle.
-        option: What names it in a command.
-
-    Raises:
-        LdmrtError: None is there.
-    """
-    if given is not None:
-        return given
-    name = str((image.parameters or {}).get("bundle") if name is None else name)
-    if Path(name).name == name and name not in ("", ".", ".."):
-        for folder in (*map(Path, PLACES), image.path.parent):
-            if os.path.isfile(folder / name / "ldmrt.json"):  # False of a name that is too long
-                return folder / name
-    raise LdmrtError("replay", f"no bundle {name!r:.100} is here", hint=f"ldmrt replay {image.path} {option} FOLDER")
-
-
-def find_input(image: Description, record: object, folder: Path | None) -> Path:
-    """Return a file that a request reads, as it was.
-
-    Raises:
-        LdmrtError: It is gone, or another, or was sent to a server.
-    """
-    known: Mapping[str, Any] = record if isinstance(record, dict) else {}
-    if known.get(SENT):
-        problem = f"{image.path} was drawn from an image that a server was sent"
-        raise LdmrtError("replay", problem, expected="an image that was drawn from prompts alone, or from files")
-    name = Path(str(known.get("file"))).name
-    places = [folder] if folder is not None else [Path(), image.path.parent]
-    files = [place / name for place in places if name and os.path.isfile(place / name)]
-    if not files:
-        where = " and ".join(str(place.absolute()) for place in dict.fromkeys(places))
-        hint = f"ldmrt replay {image.path} --inputs FOLDER"
-        raise LdmrtError(
-            "replay", f"{name!s:.100} is gone, which the image was drawn from", expected=f"it in {where}", hint=hint
-        )
-    hashes = {}
-    for file in files:
-        hashes[file] = sha256(file)
-        if hashes[file] == known.get("sha256"):
-            return file
-    problem = f"{files[0]} is not the file that the image was drawn from"
-    raise LdmrtError("replay", problem, expected=f"SHA-256 {known.get('sha256')}", found=hashes[files[0]])
 
 
 def damaged(image: Description, found: object) -> LdmrtError:

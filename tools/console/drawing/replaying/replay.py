@@ -1,52 +1,48 @@
-"""Draw an image again from the record in its file, and tell what differs."""
+"""Draw an image or an animation again from the record in its file, and tell what differs."""
 
 import contextlib
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from ldmrt.runtime import host
 from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
-from ldmrt.runtime.parity.metrics import psnr
-from ldmrt.runtime.pipeline.infotext.record import MADE, identity, refiner_of
+from ldmrt.runtime.files.writing import write_atomically
+from ldmrt.runtime.images.png import notes
+from ldmrt.runtime.pipeline.infotext.record import identity, refiner_of
 from ldmrt.runtime.pipeline.opening import open_pipeline
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.refined import RefinedPipeline
-from ldmrt.tools.console.drawing.embedded.fields import opened
+from ldmrt.tools.console.drawing.embedded.animations import encode, size_of
 from ldmrt.tools.console.drawing.embedded.programs import Description
-from ldmrt.tools.console.drawing.images import GAP, encode, grid
+from ldmrt.tools.console.drawing.images import GAP, grid, save_image
 from ldmrt.tools.console.drawing.making import Making, open_hires_upscaler, upscaler_record
+from ldmrt.tools.console.progress import watched
 
-from .records import DAMAGE, Drawn, Record, damaged
-
-LOSSY = "JPEG"
+from .comparing import Compared, Pair, animation_pairs, compare, image_pair
+from .records import DAMAGE, Drawn, Frames, Record, damaged
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Holds an image that was drawn again.
+    """Holds what was drawn again.
 
     Attributes:
-        pixels: The image, (H, W, 3), uint8.
-        notes: The texts for its file.
+        shown: Its size, such as "512x512" or "24 frames of 512x512".
+        compared: How far its pixels are from those of the file.
         differences: What is not as it was: name, then, now.
-        psnr: Of the two images in dB; infinite where they are identical.
-        differing: How many bytes of pixels differ.
+        save: Writes it to a file, with its record.
     """
 
-    pixels: NDArray[np.uint8]
-    notes: dict[str, str]
+    shown: str
+    compared: Compared
     differences: list[tuple[str, str, str]]
-    psnr: float
-    differing: int
+    save: Callable[[Path], None]
 
 
 def replay(
@@ -57,7 +53,7 @@ def replay(
     inputs: Path | None,
     upscaler: Path | None = None,
 ) -> Replay:
-    """Draw an image again, or each image of a grid.
+    """Draw an image again, each image of a grid, or each frame of an animation.
 
     Args:
         record: What its file says.
@@ -91,27 +87,70 @@ def replay(
         if refiner is not None and ended is not None:
             other = held.enter_context(_open(image, refiner, {**opening, "scheduler": record.config}))
             pipeline = RefinedPipeline(base, other, ended.start)
-        images = [result.pixels[0] for result in pipeline.draw(each.request for each in drawn)]
         loras = base.loras.record(base.loras.names) or None
         more: dict[str, Any] = {"refiner": about, "loras": loras}
         more["upscaler"] = None if upscaler is None else upscaler_record(str(upscaler))
         making = Making.of(bundle, first, opening, scheduler_config=record.config, **more)
-    pixels = images[0] if record.columns is None else grid(np.stack(images), record.columns)
-    facts = {name: value for name, value in (image.parameters or {}).items() if name != MADE}
-    if record.columns is None:
-        notes = making.notes(facts, drawn[0].request, pixels, drawn[0].latents)
-    else:
-        notes = making.grid_notes(facts, [(each.request, each.latents) for each in drawn], record.columns)
-    before, now = pixels_of(image.path, pixels)
-    if before.shape != now.shape:
-        raise other_size(record, bundle, (now.shape[1], now.shape[0]), (before.shape[1], before.shape[0]))
+        if record.frames is None:
+            shown, pairs, save = _images(record, pipeline, drawn, making)
+        else:
+            shown, pairs, save = _frames(record, record.frames, base, drawn, making)
+        compared = compare(_of_one_size(record, bundle, pairs))
     found = list(differences(made, making.run))
     if ended is not None and about is not None:
         found += [(f"{name} of the refiner", then, now) for name, then, now in _other_files(ended.identity, about)]
     if upscaler is not None:
         hashes = [str(side["upscaler"].get("sha256")) for side in (made, making.run)]
         found += [("sha256 of the upscale model", hashes[0], hashes[1])] * (hashes[0] != hashes[1])
-    return Replay(pixels, notes, found, psnr(before, now), int((before != now).sum()))
+    return Replay(shown, compared, found, save)
+
+
+Again = tuple[str, Iterable[Pair], Callable[[Path], None]]  # as `Replay` has them
+
+
+def _images(record: Record, pipeline: Pipeline | RefinedPipeline, drawn: Sequence[Drawn], making: Making) -> Again:
+    """Draw an image, or each image of a grid."""
+    images = [result.pixels[0] for result in pipeline.draw(each.request for each in drawn)]
+    if record.columns is None:
+        pixels = images[0]
+        texts = making.notes(record.parameters, drawn[0].request, pixels, drawn[0].latents)
+    else:
+        pixels = grid(np.stack(images), record.columns)
+        texts = making.grid_notes(record.parameters, [(each.request, each.latents) for each in drawn], record.columns)
+    shown = f"{pixels.shape[1]}x{pixels.shape[0]}"
+    return shown, [image_pair(record.image.path, pixels)], lambda out: save_image(out, pixels, texts)
+
+
+def _frames(record: Record, frames: Frames, pipeline: Pipeline, drawn: Sequence[Drawn], making: Making) -> Again:
+    """Draw each frame of an animation, or the one that a file holds."""
+    requests, path = [each.request for each in drawn], record.image.path
+    facts = making.animation_facts(record.parameters, requests)
+    if frames.only is not None:
+        pixels = next(pipeline.interpolate(requests, frames.count, frames.only)).pixels[0]
+        pair = image_pair(path, pixels)
+        return f"{pixels.shape[1]}x{pixels.shape[0]}", [pair], lambda out: save_image(out, pixels, notes(facts))
+    results = pipeline.interpolate(requests, frames.count)
+    shown = watched(results, frames.count, lambda result: f"seed {result.seeds[0]}")
+    animation = encode((result.pixels[0] for result in shown), frames.kind, frames.fps, facts)
+
+    def save(out: Path) -> None:
+        with write_atomically(out) as file:
+            file.write(animation)
+
+    height, width = pipeline.final_size(requests[0])
+    return f"{frames.count} frames of {width}x{height}", animation_pairs(path, frames.kind, animation), save
+
+
+def _of_one_size(record: Record, bundle: Path, pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """Yield pairs of images, which have to have one size.
+
+    Raises:
+        LdmrtError: Two have not.
+    """
+    for before, now in pairs:
+        if before.shape != now.shape:
+            raise other_size(record, bundle, (now.shape[1], now.shape[0]), (before.shape[1], before.shape[0]))
+        yield before, now
 
 
 def check_size(record: Record, bundle: Path, pipeline: Pipeline, drawn: Sequence[Drawn]) -> None:
@@ -120,10 +159,9 @@ def check_size(record: Record, bundle: Path, pipeline: Pipeline, drawn: Sequence
     Raises:
         LdmrtError: It is larger, and neither the region around a mask nor around an image.
     """
-    with opened("replay", record.image.path) as file:
-        width, height = file.size
+    width, height = size_of("replay", record.image.path)
     columns = record.columns or 1
-    rows = -(-len(drawn) // columns)
+    rows = 1 if record.columns is None else -(-len(drawn) // columns)
     for each in drawn:
         if each.request.padding_mask_crop is not None or each.request.outpaint is not None:
             continue
@@ -169,16 +207,6 @@ def _other_files(then: JsonObject, now: JsonObject, *more: str) -> Iterator[tupl
     for name in ("bundle_sha256", "certificate", *more):
         if then.get(name) != now.get(name):
             yield name, str(then.get(name)), str(now.get(name))
-
-
-def pixels_of(path: Path, drawn: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the pixels of a file, and those of a drawn image: as the file would hold them, where it loses some."""
-    with opened("replay", path) as image:
-        kind, before = image.format, np.asarray(image.convert("RGB"))
-    if kind == LOSSY:
-        with Image.open(io.BytesIO(encode(drawn, LOSSY))) as again:
-            drawn = np.asarray(again.convert("RGB"))
-    return before, drawn
 
 
 def _open(image: Description, bundle: Path, opening: Mapping[str, Any]) -> Pipeline:
