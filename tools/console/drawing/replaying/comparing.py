@@ -67,12 +67,12 @@ def animation_pairs(path: Path, kind: str, drawn: bytes) -> Iterator[Pair]:
         LdmrtError: The file is damaged, or has another number of frames.
     """
     with path.open("rb") as file:
-        frames = [frames_of("replay", path, each, kind) for each in (file, io.BytesIO(drawn))]
+        then, now = (frames_of("replay", path, each, kind) for each in (file, io.BytesIO(drawn)))
         counts = [0, 0]
-        for pair in zip_longest(*frames):
-            counts = [count + (frame is not None) for count, frame in zip(counts, pair, strict=True)]
-            if counts[0] == counts[1]:
-                yield pair
+        for before, again in zip_longest(then, now):
+            counts = [counts[0] + (before is not None), counts[1] + (again is not None)]
+            if before is not None and again is not None:
+                yield before, again
     if counts[0] != counts[1]:
         problem = f"{path} has another number of frames than its record"
         raise LdmrtError("replay", problem, expected=counts[1], found=counts[0])
