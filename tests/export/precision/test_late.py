@@ -108,15 +108,12 @@ print(peak() - before)
     not os.access("/proc/self/clear_refs", os.W_OK),
     reason="this kernel does not let a process set its peak memory back, so no peak can be measured",
 )
-@pytest.mark.parametrize(("stored", "wanted"), [("float16", "fp16"), ("float32", "fp16")])
-def test_peak_of_memory_is_a_part_of_the_weights(stored: str, wanted: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_peak_of_memory_is_a_part_of_the_weights(checkpoint: Path, tmp_path: Path) -> None:
     """Of a U-Net of 300 MB in half precision at most 0.3, and what tracing it and drawing with it takes."""
     model, megabytes = wide_checkpoint(640)
     assert 280 < megabytes < 320
-    model.save(tmp_path / "large", getattr(torch, stored))
-    words = [sys.executable, "-c", PEAK, checkpoint, tmp_path / "large", tmp_path, wanted]
+    model.save(tmp_path / "large", torch.float32)  # each weight is cast when it is written
+    words = [sys.executable, "-c", PEAK, checkpoint, tmp_path / "large", tmp_path, "fp16"]
     ran = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)
-    # Beside the weights: the graph in several forms while it is traced. In float32, also one weight, 36 bytes a pair of
-    # channels, that is transformed to tiles in float64: 72 before and 128 after it.
-    tiles = 236 * 640 * 1280 / 2**20 if wanted == "fp32" else 0
-    assert float(ran.stdout) < 0.3 * megabytes + 90 + tiles
+    # beside the weights: the graph in several forms while it is traced
+    assert float(ran.stdout) < 0.3 * megabytes + 90
