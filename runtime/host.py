@@ -18,6 +18,8 @@ PACKAGES = (
     "torch",
     "onnx",
     "transformers",
+    "pillow",
+    "av",
 )
 
 

@@ -16,7 +16,7 @@ COMMANDS = {
     "sweep": "Draw all combinations of some options' values, and compare them on one page.",
     "interpolate": "Draw an animation from prompt to prompt.",
     "info": "Show how images were drawn, here or by other programs.",
-    "replay": "Draw an image again, and compare it.",
+    "replay": "Draw an image or an animation again, and compare it.",
     "batch": "Make the images of a file of prompts, and go on where it was stopped.",
     "export": "Turn a checkpoint into a bundle of ONNX files.",
     "verify": "Prove that a bundle computes what its checkpoint does.",

@@ -1,9 +1,10 @@
 """Write and read animations, and an MP4's comment: GIF and WebP by Pillow, MP4 by PyAV (extra `video`)."""
 
 import io
+import itertools
+import math
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,19 +73,28 @@ def _mp4(frames: Frames, fps: float, comment: str) -> bytes:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": RATE_FACTOR}
-        for image in chain([first], frames):
+        stream.thread_count = 1  # several encode other bytes, by how many there are: a file is the same on all CPUs
+        for image in itertools.chain([first], frames):
             more = (0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.pad(image, more, mode="edge"), "rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
 
 
-def decode_animation(file: BinaryIO, kind: str) -> Iterator[NDArray[np.uint8]]:
+def decode_animation(file: BinaryIO, kind: str, fps: float, count: int) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames of an animation, (H, W, 3), one at a time.
+
+    GIF and WebP hold equal frames in a row as one that is shown longer; it is yielded as often as it was encoded. A
+    WebP of equal frames alone is a still image, which has no time.
 
     Args:
         file: The open file.
         kind: Its format, a value of `FORMATS`.
+        fps: The frames a second that it was encoded with.
+        count: How many were encoded.
+
+    Raises:
+        Exception: The file is damaged: errors of many kinds, of Pillow or FFmpeg.
     """
     if kind == "MP4":
         import av
@@ -96,8 +106,12 @@ def decode_animation(file: BinaryIO, kind: str) -> Iterator[NDArray[np.uint8]]:
     from PIL import Image, ImageSequence
 
     with Image.open(file, formats=[kind]) as image:
+        still = getattr(image, "n_frames", 1) == 1
         for each in ImageSequence.Iterator(image):
-            yield np.asarray(each.convert("RGB"))
+            frame = np.asarray(each.convert("RGB"))
+            # a GIF rounds its time down to hundredths of a second, of which a frame has at least one
+            times = max(1, math.ceil(each.info.get("duration", 0) / round(1000 / fps)))
+            yield from itertools.repeat(frame, count if still else times)
 
 
 def is_mp4(path: Path) -> bool:

@@ -37,7 +37,11 @@ def image_similarity(
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     """Return the peak signal-to-noise ratio of two uint8 images in dB; infinite where they are equal."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return psnr_of(float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)))
+
+
+def psnr_of(error: float) -> float:
+    """Return the peak signal-to-noise ratio in dB of a mean squared error of uint8; infinite where it is 0."""
     return math.inf if error == 0 else float(10 * np.log10(255.0**2 / error))
 
 

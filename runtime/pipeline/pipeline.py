@@ -159,10 +159,10 @@ class Pipeline(ImagePipeline, TakesLoras):
             yield from in_stages(requests, stages, stopped.set)
 
     def interpolate(self, requests: Sequence[Request], frames: int, start: int = 0) -> Iterator[Result]:
-        """Yield images from each request's to the next one's, from frame `start` on; both ends are the plain images."""
+        """Yield the frames from `start` on, from each request's image to the next one's; raise as `check_keys` does."""
         from .denoising.interpolation import between, check_keys, only_pass
 
-        check_keys(requests, frames)
+        check_keys(requests, frames, start)
         with self.engines.turn:
             keys = [self._encode(only_pass(self._passes(request))) for request in requests]
         for frame in range(start, frames):

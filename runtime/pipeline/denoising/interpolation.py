@@ -46,12 +46,12 @@ class TurnedNoise:
         return written(slerp(self.share, self.low(stream, shape), self.high(stream, shape)), into)
 
 
-def check_keys(requests: Sequence[Request], frames: int) -> None:
-    """Refuse requests that nothing can be drawn between.
+def check_keys(requests: Sequence[Request], frames: int, start: int = 0) -> None:
+    """Refuse requests that nothing can be drawn between, and a first frame `start` that is none of `frames`.
 
     Raises:
         InvalidRequest: There are fewer than two, or fewer frames; or one has a mask, a second pass, several images, or
-            other LoRAs or settings than the first.
+            other LoRAs or settings than the first; or `start` is no frame.
     """
     if len(requests) < 2:
         expected = "two prompts, or one prompt and two seeds"
@@ -59,6 +59,10 @@ def check_keys(requests: Sequence[Request], frames: int) -> None:
     if frames < len(requests):
         expected = f"at least {len(requests)}, one for each prompt"
         raise InvalidRequest("interpolate", "too few frames", expected=expected, found=frames)
+    if type(start) is not int or not 0 <= start < frames:
+        raise InvalidRequest(
+            "interpolate", "start is not one of the frames", expected=f"0 to {frames - 1}", found=start
+        )
     for request in requests:
         if request.total_images != 1:
             found = request.total_images

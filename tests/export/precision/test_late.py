@@ -112,7 +112,7 @@ def test_peak_of_memory_is_a_part_of_the_weights(checkpoint: Path, tmp_path: Pat
     """Of a U-Net of 300 MB in half precision at most 0.3, and what tracing it and drawing with it takes."""
     model, megabytes = wide_checkpoint(640)
     assert 280 < megabytes < 320
-    model.save(tmp_path / "large", torch.float32)  # each weight is cast when it is written
+    model.save(tmp_path / "large", torch.float32)  # the harder case: each weight is cast when it is written
     words = [sys.executable, "-c", PEAK, checkpoint, tmp_path / "large", tmp_path, "fp16"]
     ran = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)
     # beside the weights: the graph in several forms while it is traced

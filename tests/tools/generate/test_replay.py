@@ -272,6 +272,11 @@ def elsewhere(said: Any, pixels: Any) -> Any:
     return pixels
 
 
+def half_a_character(said: Any, pixels: Any) -> Any:
+    said["note"] = "\ud800"
+    return pixels
+
+
 def smaller(said: Any, pixels: Any) -> Any:
     return pixels[:8]
 
@@ -292,6 +297,7 @@ def smaller(said: Any, pixels: Any) -> Any:
         (two_prompts, "a.png has a damaged record"),
         (huge, "a.png has another size than its record; expected 8192x8192; found 16x16"),
         (elsewhere, "a.png has a damaged record"),
+        (half_a_character, "a.png has a damaged record"),
         (smaller, "a.png has another size than its record; expected 16x16; found 16x8"),
     ],
 )

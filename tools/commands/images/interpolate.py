@@ -76,7 +76,7 @@ def interpolate(
     from ldmrt.runtime.pipeline.denoising.interpolation import check_keys
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.samplers.settings import read_scheduler
-    from ldmrt.tools.console.drawing.embedded.animations import encode
+    from ldmrt.tools.console.drawing.embedded.animations import encode_with_parameters
     from ldmrt.tools.console.drawing.image_paths import free_path
     from ldmrt.tools.console.drawing.images import save_image
     from ldmrt.tools.console.drawing.making import Making
@@ -126,7 +126,7 @@ def interpolate(
         )
         results = watched(pipeline.interpolate(requests, frames), frames, lambda result: f"seed {result.seeds[0]}")
         images = saved((result.pixels[0] for result in results), facts)
-        animation = encode(images, FORMATS[out.suffix.lower()], fps, facts)
+        animation = encode_with_parameters(images, FORMATS[out.suffix.lower()], fps, facts)
     with write_atomically(out) as file:
         file.write(animation)
     if save_frames is not None:

@@ -54,9 +54,9 @@ def replay(
     from ldmrt.tools.console import tables
     from ldmrt.tools.console.drawing.embedded.programs import describe
     from ldmrt.tools.console.drawing.image_paths import free_path
-    from ldmrt.tools.console.drawing.replaying.finding import find_bundle
     from ldmrt.tools.console.drawing.replaying.records import Record
     from ldmrt.tools.console.drawing.replaying.replay import replay as draw_again
+    from ldmrt.tools.console.drawing.replaying.sources import find_bundle
 
     image = describe("replay", Path(file))
     record = Record.of(image)  # raises before a bundle is looked for
@@ -73,13 +73,13 @@ def replay(
     if again.differences:
         rows = [tuple(map(printable, row)) for row in again.differences]
         tables.show(("differs", "then", "now"), rows)
-    found = again.compared
-    if found.differing:
-        share = f"{found.differing} of {found.total} bytes of pixels differ, PSNR {found.psnr:.1f} dB"
-        click.echo(f"not identical: {again.shown}, {share}")
+    pixels = again.comparison
+    if pixels.differing:
+        share = f"{pixels.differing} of {pixels.total} bytes of pixels differ, PSNR {pixels.psnr:.1f} dB"
+        click.echo(f"not identical: {again.size}, {share}")
     else:
-        click.echo(f"identical: {again.shown}, all {found.total} bytes of pixels")
+        click.echo(f"identical: {again.size}, all {pixels.total} bytes of pixels")
     if out is not None:
         click.echo(out)
-    if found.differing:
+    if pixels.differing:
         sys.exit(DIFFERS)

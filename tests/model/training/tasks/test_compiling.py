@@ -28,13 +28,13 @@ Begun = tuple[Run, TrainingTask]
 
 
 def autoencoder(settings: Settings) -> Begun:
-    """A run with an opponent, and its task."""
+    """Begin a run with an opponent, and its task."""
     torch.manual_seed(0)
     return prepared("kl", ADVERSARIAL, 0, settings)
 
 
 @pytest.mark.slow(minutes=2)
-def test_a_text_encoder_and_a_network_take_the_same_steps(folders: Callable[[str], Path]) -> None:
+def test_a_compiled_network_and_text_encoder_take_the_same_steps(folders: Callable[[str], Path]) -> None:
     losses = []
     for compiled in (False, True):
         torch.manual_seed(0)

@@ -47,6 +47,17 @@ def test_every_frame_is_a_call_with_mixed_embeddings(pipeline: Pipeline) -> None
     assert [frame.seeds for frame in frames] == [[3], [8], [8], [8], [8]]
 
 
+def test_frames_from_any_on(pipeline: Pipeline) -> None:
+    keys = [Request(text, **ASKED) for text in ("two pears", "a red apple")]
+    frames = [frame.pixels for frame in pipeline.interpolate(keys, 4)]
+    for start in range(4):
+        found = [frame.pixels for frame in pipeline.interpolate(keys, 4, start=start)]
+        np.testing.assert_array_equal(found, frames[start:])
+    for odd in (-1, 4, 1.5, True):
+        with pytest.raises(InvalidRequest, match="start is not one of the frames; expected 0 to 3"):
+            next(pipeline.interpolate(keys, 4, start=odd))  # type: ignore[arg-type]
+
+
 def test_later_noise_is_turned_too(pipeline: Pipeline) -> None:
     """An ancestral sampler draws at every row: its frames change little by little as well."""
     keys = [Request("two pears", **ASKED, seed=seed, scheduler="euler_a") for seed in (1, 2)]

@@ -15,7 +15,7 @@ from ldmrt.runtime.images.png import notes
 from .fields import OWN, exif_of, opened
 
 
-def encode(frames: Iterable[NDArray[np.uint8]], kind: str, fps: float, facts: JsonObject) -> bytes:
+def encode_with_parameters(frames: Iterable[NDArray[np.uint8]], kind: str, fps: float, facts: JsonObject) -> bytes:
     """Return an animation as a file with its parameters.
 
     Args:
@@ -50,11 +50,13 @@ def size_of(where: str, path: Path) -> tuple[int, int]:
         with opened(where, path) as image:
             return image.size
     with path.open("rb") as file:
-        height, width, _ = next(frames_of(where, path, file, "MP4")).shape
-    return width, height
+        frame = next(frames_of(where, path, file, "MP4", 1, 1), None)
+    if frame is None:
+        raise LdmrtError(where, f"cannot read {path}", expected="an animation", found="no frames")
+    return frame.shape[1], frame.shape[0]
 
 
-def frames_of(where: str, path: Path, file: BinaryIO, kind: str) -> Iterator[NDArray[np.uint8]]:
+def frames_of(where: str, path: Path, file: BinaryIO, kind: str, fps: float, count: int) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames of an animation, (H, W, 3).
 
     Args:
@@ -62,11 +64,13 @@ def frames_of(where: str, path: Path, file: BinaryIO, kind: str) -> Iterator[NDA
         path: The file's name, for errors.
         file: The open file.
         kind: "GIF", "WEBP" or "MP4".
+        fps: The frames a second that it was encoded with.
+        count: How many were encoded.
 
     Raises:
         LdmrtError: It is damaged.
     """
     try:
-        yield from decode_animation(file, kind)
+        yield from decode_animation(file, kind, fps, count)
     except Exception as error:  # Pillow and FFmpeg raise errors of many kinds for what is damaged
         raise LdmrtError(where, f"cannot read {path}", expected="an animation", found=first_line(error)) from None

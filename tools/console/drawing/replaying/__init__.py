@@ -1,1 +1,1 @@
-"""Draw images again from the records in their files."""
+"""Draw images and animations again from the records in their files."""

@@ -1,5 +1,6 @@
 """Read the record in the file of an image or an animation: the requests to draw it by, and what else that takes."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from ldmrt.tools.console.drawing.embedded.programs import LDMRT, Description
 from ldmrt.tools.console.drawing.latents import read_latents
 from ldmrt.tools.options.images import IMAGES
 
-from .finding import find_input
+from .sources import find_input
 
 # Arguments of `open_pipeline` that a file may choose, with their types; it is not to be trusted with others.
 OPENING = {
@@ -32,6 +33,7 @@ OPENING = {
     "safety": str,
 }
 MOST_PASSES, MOST_FRAMES = 100, 10_000
+VIDEO = "MP4"  # the format that holds no single image
 DAMAGE = (
     TypeError,
     KeyError,
@@ -67,36 +69,39 @@ class Refiner:
 
 
 @dataclass(frozen=True)
-class Frames:
+class FrameRecord:
     """Describes the frames of an animation.
 
     Attributes:
         count: How many there are.
         fps: Frames a second.
         kind: The format of the file, such as "GIF".
-        only: The place of the one frame that the file holds; None of an animation.
+        index: The place of the one frame that the file holds; None of an animation.
     """
 
     count: int
     fps: float
     kind: str
-    only: int | None
+    index: int | None
 
     @classmethod
-    def of(cls, parameters: JsonObject, kind: str) -> "Frames":
-        """Read them from the parameters of a file of a format.
+    def of(cls, parameters: JsonObject, kind: str) -> "FrameRecord":
+        """Read the frames of an animation from the parameters of a file of a format.
 
         Raises:
-            ValueError: There are fewer than two or too many, or the file holds others.
+            KeyError: A parameter is not there.
+            ValueError: There are fewer than two or too many, or the format cannot hold what they say.
         """
-        count, fps, only = parameters["frames"], float(parameters["fps"]), parameters.get("frame")
-        if type(count) is not int or not 2 <= count <= MOST_FRAMES or not 0.1 <= fps <= 100:
-            raise ValueError(f"{count!r:.20} frames, {fps} a second")
-        if only is not None and (type(only) is not int or not 0 <= only < count):
-            raise ValueError(f"frame {only!r:.20} of {count}")
-        if only is None and kind not in FORMATS.values():
-            raise ValueError(f"{count} frames in a {kind}")
-        return cls(count, fps, kind, only)
+        count, fps, index = parameters["frames"], parameters["fps"], parameters.get("frame")
+        if type(count) is not int or not 2 <= count <= MOST_FRAMES:
+            raise ValueError(f"{count!r:.20} frames")
+        if type(fps) not in (int, float) or not 0.1 <= fps <= 100:
+            raise ValueError(f"{fps!r:.20} frames a second")
+        if index is not None and (type(index) is not int or not 0 <= index < count):
+            raise ValueError(f"frame {index!r:.20} of {count}")
+        if (kind not in FORMATS.values()) if index is None else (kind == VIDEO):
+            raise ValueError(f"{'all' if index is None else 'one'} of {count} frames in a file of {kind}")
+        return cls(count, float(fps), kind, index)
 
 
 @dataclass(frozen=True)
@@ -108,14 +113,14 @@ class Record:
         made: The record as it stands there.
         columns: How many images of a grid stand in a row; None of one image.
         refiner: The bundle that ended the drawing; None where there was none.
-        frames: Those of an animation; None of images.
+        frames: What the file says of the frames of an animation; None of images.
     """
 
     image: Description
     made: JsonObject
     columns: int | None = None
     refiner: Refiner | None = None
-    frames: Frames | None = None
+    frames: FrameRecord | None = None
 
     @classmethod
     def of(cls, image: Description) -> "Record":
@@ -134,8 +139,12 @@ class Record:
                 columns, seeds = grid["columns"], _several(image, "seeds")
                 if type(columns) is not int or not 1 <= columns <= len(seeds) == len(_several(image, "prompts")):
                     raise ValueError(f"a grid of {len(seeds)} images in {columns!r:.20} columns")
+            json.dumps(image.parameters, ensure_ascii=False).encode()  # as it is written again: not half a character
+            kind = kind_of("replay", image.path)
             if _is_animated(image):
-                frames = Frames.of(image.parameters or {}, kind_of("replay", image.path))
+                frames = FrameRecord.of(image.parameters or {}, kind)
+            elif kind == VIDEO:
+                raise ValueError("an image in a video")
             if frames is not None and (grid, refiner) != (None, None):
                 raise ValueError("an animation with a grid or a refiner")
             if refiner is not None:
@@ -152,7 +161,7 @@ class Record:
     @property
     def formats(self) -> Mapping[str, str]:
         """The formats that it can be saved in, by their suffixes: of an animation, its own."""
-        if self.frames is None or self.frames.only is not None:
+        if self.frames is None or self.frames.index is not None:
             return image_paths.FORMATS
         return {suffix: kind for suffix, kind in FORMATS.items() if kind == self.frames.kind}
 
@@ -184,10 +193,10 @@ class Record:
             LdmrtError: The record is damaged, or a file of it is gone or another.
         """
         try:
-            if self.columns is self.frames is None:
+            if self.columns is None and self.frames is None:
                 return [self._drawn(self.parameters["prompt"], self.parameters["seed"], {}, folder)]
             prompts, seeds = _several(self.image, "prompts"), _several(self.image, "seeds")
-            if self.frames:
+            if self.frames is not None:
                 prompts, each = prompts or [None] * len(seeds), self.made[KEYS]
             else:
                 each = self.made[GRID].get(EACH) or [{}] * len(seeds)
@@ -265,7 +274,7 @@ def _is_animated(image: Description) -> bool:
 
 
 def _several(image: Description, name: str) -> Sequence[Any]:
-    """Return the list of the prompts or the seeds of a grid."""
+    """Return the list of the prompts or the seeds of several images."""
     values = (image.parameters or {})[name]
     if not isinstance(values, list):
         raise TypeError(f"{name} that are no list")

@@ -18,14 +18,14 @@ from ldmrt.runtime.pipeline.infotext.record import identity, refiner_of
 from ldmrt.runtime.pipeline.opening import open_pipeline
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.refined import RefinedPipeline
-from ldmrt.tools.console.drawing.embedded.animations import encode, size_of
+from ldmrt.tools.console.drawing.embedded.animations import encode_with_parameters, size_of
 from ldmrt.tools.console.drawing.embedded.programs import Description
 from ldmrt.tools.console.drawing.images import GAP, grid, save_image
 from ldmrt.tools.console.drawing.making import Making, open_hires_upscaler, upscaler_record
 from ldmrt.tools.console.progress import watched
 
-from .comparing import Compared, Pair, animation_pairs, compare, image_pair
-from .records import DAMAGE, Drawn, Frames, Record, damaged
+from .comparison import Comparison, Pair, animation_pairs, check_frames, compare, image_pair
+from .records import DAMAGE, Drawn, FrameRecord, Record, damaged
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Replay:
     """Holds what was drawn again.
 
     Attributes:
-        shown: Its size, such as "512x512" or "24 frames of 512x512".
-        compared: How far its pixels are from those of the file.
+        size: Its size, such as "512x512" or "24 frames of 512x512".
+        comparison: How far its pixels are from those of the file.
         differences: What is not as it was: name, then, now.
         save: Writes it to a file, with its record.
     """
 
-    shown: str
-    compared: Compared
+    size: str
+    comparison: Comparison
     differences: list[tuple[str, str, str]]
     save: Callable[[Path], None]
 
@@ -92,23 +92,23 @@ def replay(
         more["upscaler"] = None if upscaler is None else upscaler_record(str(upscaler))
         making = Making.of(bundle, first, opening, scheduler_config=record.config, **more)
         if record.frames is None:
-            shown, pairs, save = _images(record, pipeline, drawn, making)
+            size, pairs, save = _images(record, pipeline, drawn, making)
         else:
-            shown, pairs, save = _frames(record, record.frames, base, drawn, making)
-        compared = compare(_of_one_size(record, bundle, pairs))
+            size, pairs, save = _frames(record, record.frames, base, drawn, making)
+        comparison = compare(_of_one_size(record, bundle, pairs))
     found = list(differences(made, making.run))
     if ended is not None and about is not None:
         found += [(f"{name} of the refiner", then, now) for name, then, now in _other_files(ended.identity, about)]
     if upscaler is not None:
         hashes = [str(side["upscaler"].get("sha256")) for side in (made, making.run)]
         found += [("sha256 of the upscale model", hashes[0], hashes[1])] * (hashes[0] != hashes[1])
-    return Replay(shown, compared, found, save)
+    return Replay(size, comparison, found, save)
 
 
-Again = tuple[str, Iterable[Pair], Callable[[Path], None]]  # as `Replay` has them
+Result = tuple[str, Iterable[Pair], Callable[[Path], None]]  # size, what to compare, and how to save it
 
 
-def _images(record: Record, pipeline: Pipeline | RefinedPipeline, drawn: Sequence[Drawn], making: Making) -> Again:
+def _images(record: Record, pipeline: Pipeline | RefinedPipeline, drawn: Sequence[Drawn], making: Making) -> Result:
     """Draw an image, or each image of a grid."""
     images = [result.pixels[0] for result in pipeline.draw(each.request for each in drawn)]
     if record.columns is None:
@@ -117,28 +117,28 @@ def _images(record: Record, pipeline: Pipeline | RefinedPipeline, drawn: Sequenc
     else:
         pixels = grid(np.stack(images), record.columns)
         texts = making.grid_notes(record.parameters, [(each.request, each.latents) for each in drawn], record.columns)
-    shown = f"{pixels.shape[1]}x{pixels.shape[0]}"
-    return shown, [image_pair(record.image.path, pixels)], lambda out: save_image(out, pixels, texts)
+    size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+    return size, [image_pair(record.image.path, pixels)], lambda out: save_image(out, pixels, texts)
 
 
-def _frames(record: Record, frames: Frames, pipeline: Pipeline, drawn: Sequence[Drawn], making: Making) -> Again:
+def _frames(record: Record, frames: FrameRecord, pipeline: Pipeline, drawn: Sequence[Drawn], making: Making) -> Result:
     """Draw each frame of an animation, or the one that a file holds."""
     requests, path = [each.request for each in drawn], record.image.path
     facts = making.animation_facts(record.parameters, requests)
-    if frames.only is not None:
-        pixels = next(pipeline.interpolate(requests, frames.count, frames.only)).pixels[0]
+    if frames.index is not None:
+        pixels = next(pipeline.interpolate(requests, frames.count, frames.index)).pixels[0]
         pair = image_pair(path, pixels)
         return f"{pixels.shape[1]}x{pixels.shape[0]}", [pair], lambda out: save_image(out, pixels, notes(facts))
     results = pipeline.interpolate(requests, frames.count)
-    shown = watched(results, frames.count, lambda result: f"seed {result.seeds[0]}")
-    animation = encode((result.pixels[0] for result in shown), frames.kind, frames.fps, facts)
+    results = watched(results, frames.count, lambda result: f"seed {result.seeds[0]}")
+    animation = encode_with_parameters((result.pixels[0] for result in results), frames.kind, frames.fps, facts)
 
     def save(out: Path) -> None:
         with write_atomically(out) as file:
             file.write(animation)
 
     height, width = pipeline.final_size(requests[0])
-    return f"{frames.count} frames of {width}x{height}", animation_pairs(path, frames.kind, animation), save
+    return f"{frames.count} frames of {width}x{height}", animation_pairs(path, frames, animation), save
 
 
 def _of_one_size(record: Record, bundle: Path, pairs: Iterable[Pair]) -> Iterator[Pair]:
@@ -154,11 +154,14 @@ def _of_one_size(record: Record, bundle: Path, pairs: Iterable[Pair]) -> Iterato
 
 
 def check_size(record: Record, bundle: Path, pipeline: Pipeline, drawn: Sequence[Drawn]) -> None:
-    """Refuse, before anything is drawn, a record of a larger image than its file holds.
+    """Refuse a record of a larger image than its file holds, or of an animation of another size, before drawing it.
 
     Raises:
-        LdmrtError: It is larger, and neither the region around a mask nor around an image.
+        LdmrtError: It is larger, and neither the region around a mask nor around an image; or an animation's size or
+            number of frames is another.
     """
+    if record.frames is not None and record.frames.index is None:
+        check_frames(record.image.path, record.frames)
     width, height = size_of("replay", record.image.path)
     columns = record.columns or 1
     rows = 1 if record.columns is None else -(-len(drawn) // columns)
@@ -167,7 +170,9 @@ def check_size(record: Record, bundle: Path, pipeline: Pipeline, drawn: Sequence
             continue
         size = pipeline.final_size(each.request)
         whole = (size[0] + GAP) * rows - GAP, (size[1] + GAP) * columns - GAP
-        if whole[0] > height or whole[1] > width:
+        if record.frames is not None and record.frames.kind == "MP4":  # whose sides are even
+            whole = whole[0] + whole[0] % 2, whole[1] + whole[1] % 2
+        if whole[0] > height or whole[1] > width or (record.frames is not None and whole != (height, width)):
             raise other_size(record, bundle, (whole[1], whole[0]), (width, height))
 
 

@@ -1,4 +1,4 @@
-"""Find what an image was drawn from: bundles by their names, files by their names and SHA-256."""
+"""Find what an image or an animation was drawn from: bundles by their names, files by their names and SHA-256."""
 
 import os
 from collections.abc import Mapping
