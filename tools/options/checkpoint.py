@@ -85,7 +85,7 @@ class CheckpointOptions:
         loras = [(read_lora(path), weight) for path, weight in self.loras]
         embeddings = [read_embedding(path, word) for path, word in self.embeddings]
         embeddings += [embedding for lora, _ in loras for embedding in lora.embeddings]
-        if embeddings or self.controlnets or self.adapters:
+        if self.controlnets or self.adapters:
             loaded.unet  # noqa: B018 which refuses a transformer
         few = next(filter(None, (few_steps_file(path) for path, _ in self.loras)), None)
         if few is not None and "timestep_spacing" not in self.settings and "unet" in loaded.networks:

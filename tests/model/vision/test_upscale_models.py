@@ -281,6 +281,8 @@ def test_an_image_is_enlarged_by_the_command(made: Path, tmp_path: Path, capsys:
         assert command("upscale", made, tmp_path / "in.png", "--tile", 24, "--overlap", 8, "-o", out) == 0
         assert (Image.open(out).size, Image.open(out).mode) == ((160, 120), mode)
         assert command("info", out) == 0
+        assert command("replay", out) == 2
+        assert "was enlarged by an upscale model alone" in capsys.readouterr().err
     assert command("upscale", made, tmp_path / "in.png", "--steps", 3) == 2
     assert "--steps is not for upscale models" in capsys.readouterr().err
 

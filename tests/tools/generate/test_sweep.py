@@ -86,6 +86,22 @@ def test_one_axis_of_bundles_and_backends(ldmrt: Any, bundle: Path, tmp_path: Pa
     assert out.read_text(encoding="utf-8").count("identical") == 1
 
 
+def test_bundles_by_guidance(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    """Two bundles are opened one after another, and each cell is what its own draws."""
+    other = tmp_path / "other"
+    other.symlink_to(bundle)
+    out, numbers = tmp_path / "sweep.html", tmp_path / "sweep.json"
+    axes = ("--axis", f"bundle={bundle},{other}", "--axis", "guidance=1,3")
+    ran = ldmrt("sweep", bundle, PROMPT, *axes, "--steps", 2, "--seed", 4, "-o", out, "--json", numbers)
+    assert ran.code == 0, ran.err
+    pipeline, images = open_bundle(bundle), images_in(out.read_text(encoding="utf-8"))
+    drawn = {scale: pipeline(PROMPT, num_inference_steps=2, guidance_scale=scale, seed=4).pixels[0] for scale in (1, 3)}
+    found = {tuple(row["cell"].values()) for row in json.loads(numbers.read_text())["cells"]}
+    assert found == {(str(each), scale) for each in (bundle, other) for scale in ("1", "3")}
+    assert sorted(image.tobytes() for image in images) == sorted([drawn[1].tobytes(), drawn[3].tobytes()] * 2)
+    assert (drawn[1] != drawn[3]).any()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

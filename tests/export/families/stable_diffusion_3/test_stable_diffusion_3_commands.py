@@ -8,17 +8,19 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ldmrt.export.components.table import components, example
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.parity.bisect import bisect
 from ldmrt.model import load
+from ldmrt.model.textual_inversion.merge import add_embeddings, read_embedding
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.tools.cli import cli
 
 pytestmark = pytest.mark.slow(minutes=1)
+ENCODERS = ("clip_l", "clip_g", "t5")  # the names of their vectors in a file
 
 
 def ran(*arguments: object) -> Result:
@@ -28,13 +30,24 @@ def ran(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def half(sd3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def word(sd3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A textual inversion for all three encoders, whose word is the file's name."""
+    encoders = zip(ENCODERS, load(sd3_checkpoint).text_encoders.values(), strict=True)
+    tables = {name: encoder.get_input_embeddings().weight for name, encoder in encoders}
+    file = tmp_path_factory.mktemp("words") / "pearword.safetensors"
+    torch.manual_seed(1)
+    save_file({name: torch.randn(1, table.shape[1]) * table.std().item() for name, table in tables.items()}, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def half(sd3_checkpoint: Path, word: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("half") / "bundle"
-    ran("export", sd3_checkpoint, folder, "--precision", "fp16", "--skip-layers", "0,2")
+    ran("export", sd3_checkpoint, folder, "--precision", "fp16", "--skip-layers", "0,2", "--embedding", word)
     return folder
 
 
-def test_the_certificate_holds(half: Path, sd3_checkpoint: Path) -> None:
+def test_the_certificate_holds(half: Path, sd3_checkpoint: Path, word: Path) -> None:
     """The recorded image has steps with a row that skips layers; the checkpoint is loaded with those of the bundle."""
     bundle = Bundle.open(half)
     assert bundle.certificate_issues == []
@@ -43,8 +56,8 @@ def test_the_certificate_holds(half: Path, sd3_checkpoint: Path) -> None:
     )  # fmt: skip
     assert bundle.manifest["prediction_type"] == "flow_prediction"
     ran("verify", half)
-    ran("verify", half, "--against", sd3_checkpoint)
-    other = ["verify", str(half), "--against", str(sd3_checkpoint), "--skip-layers", "0"]
+    ran("verify", half, "--against", sd3_checkpoint, "--embedding", word)
+    other = ["verify", str(half), "--against", str(sd3_checkpoint), "--embedding", str(word), "--skip-layers", "0"]
     assert "this network skips other layers; expected 0,2; found 0" in str(CliRunner().invoke(cli, other).exception)
 
 
@@ -57,12 +70,19 @@ def test_draws(how: tuple[str, ...], half: Path, tmp_path: Path) -> None:
     assert np.abs(drawn - expected).max() <= 4  # levels of 255: half precision rounds elsewhere on another backend
 
 
-def test_an_embedding_is_refused(sd3_checkpoint: Path, tmp_path: Path) -> None:
-    file = tmp_path / "pear.safetensors"
-    save_file({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 20)}, file)
-    result = CliRunner().invoke(cli, ["export", str(sd3_checkpoint), str(tmp_path / "b"), "--embedding", str(file)])
-    assert "this needs a model with a U-Net" in str(result.exception)
-    assert not (tmp_path / "b").exists()
+def test_an_embedding_is_one_token_of_each_encoder(half: Path, sd3_checkpoint: Path, word: Path) -> None:
+    """Every encoder of the bundle reads the word as transformers' does whose table has the vector at its place."""
+    loaded = load(sd3_checkpoint)
+    add_embeddings(loaded.text_encoders, loaded.tokenizers, [read_embedding(word)])
+    assert "pearword" in ran("inspect", half).output
+    with open_pipeline(half, check=False) as pipeline, torch.no_grad():
+        for number, vector in zip(("", "_2", "_3"), (load_file(word)[name] for name in ENCODERS), strict=True):
+            ids = pipeline.tokenizers[f"tokenizer{number}"](["a pearword"])
+            theirs = loaded.text_encoders[f"text_encoder{number}"]
+            assert (theirs.get_input_embeddings().weight[ids] == vector).all(-1).any()
+            states = pipeline.engines[f"text_encoder{number}"](input_ids=ids)["last_hidden_state"]
+            expected = theirs(torch.from_numpy(ids)).last_hidden_state.numpy()
+            assert np.abs(states - expected).max() <= 0.01 * np.abs(expected).max()  # of half precision, as verified
 
 
 def test_sizes_that_it_cannot_draw_are_not_built(half: Path) -> None:

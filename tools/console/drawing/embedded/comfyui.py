@@ -1,7 +1,7 @@
 """Read how an image was drawn from the graph of nodes that ComfyUI writes into it."""
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,13 +61,24 @@ def _samples(node: Mapping[str, Any]) -> bool:
     return "latent_image" in inputs and ({"steps", "seed", "noise_seed", "noise", "sampler"} & inputs.keys()) != set()
 
 
-def _upstream(nodes: Mapping[str, Any], *names: str, without: Collection[str] = ()) -> Iterator[str]:
-    """Yield nodes and those that they depend on but by the inputs `without`, each once, the nearest first."""
+def _upstream(
+    nodes: Mapping[str, Any], *names: str, without: Collection[str] = (), ends: Callable[[str], bool] | None = None
+) -> Iterator[str]:
+    """Yield nodes and those that they depend on, each once, the nearest first.
+
+    Args:
+        nodes: All nodes.
+        names: Those to begin with.
+        without: Inputs that are not followed.
+        ends: Tells of a node that none of its inputs is followed; by default of none.
+    """
     seen = dict.fromkeys(names)
     queue = deque(seen)
     while queue:
         name = queue.popleft()
         yield name
+        if ends is not None and ends(name):
+            continue
         for source in _sources(nodes, name, without):
             if source not in seen:
                 seen[source] = None
@@ -82,20 +93,30 @@ def _sources(nodes: Mapping[str, Any], name: str, without: Collection[str] = ())
 
 
 def _prompt_of(nodes: Mapping[str, Any], order: list[str], role: str) -> str | None:
-    """Return the prompt that the nearest input of a role leads to; "" where there is none, None of a computed one."""
+    """Return the prompt that the nearest input of a role leads to; "" where there is none, None of a computed one.
+
+    Several that are combined stand in a line each, the nearest first.
+    """
     links = (link(nodes, nodes[name]["inputs"].get(key)) for name in order for key in _ROLES[role])
     if (source := next((each for each in links if each is not None), None)) is None:
         return ""
     (other,) = _ROLES.keys() - {role}  # which a ControlNet's node has too
-    strings = Strings(nodes)
-    for name in _upstream(nodes, source, without={other, *_TEXTS}):
-        if "zeroout" in str(nodes[name].get("class_type")).casefold():
-            return ""
-        inputs = nodes[name]["inputs"]
-        given = (inputs[key] for key in _TEXTS if isinstance(inputs.get(key), (str, list)))
-        texts = [strings.text_of(value) for value in given]
-        if text := next(filter(None, texts), None):
-            return text
-        if None in texts:
-            return None
-    return ""
+    strings, found = Strings(nodes), list[str]()
+    given = {name: _given(node, role) for name, node in nodes.items()}
+    for name in _upstream(nodes, source, without={other, *_TEXTS}, ends=lambda name: bool(given[name])):
+        if given[name]:
+            texts = [strings.text_of(value) for value in given[name]]
+            text = next(filter(None, texts), None if None in texts else "")
+            if text is None:
+                return None
+            found.append(text)
+    return "\n".join(dict.fromkeys(filter(None, found))) if found else None
+
+
+def _given(node: Mapping[str, Any], role: str) -> list[Any]:
+    """Return the texts that a node encodes, or the links to them; some nodes have that of a role under its name."""
+    if "zeroout" in str(node.get("class_type")).casefold():
+        return [""]
+    inputs = node["inputs"]
+    given = [inputs[key] for key in _TEXTS if isinstance(inputs.get(key), (str, list))]
+    return given + [inputs[key] for key in _ROLES[role] if isinstance(inputs.get(key), str)]

@@ -20,7 +20,13 @@ _INFOTEXT = {
     "Steps": "steps", "Sampler": "sampler", "Schedule type": "scheduler", "CFG scale": "guidance", "Seed": "seed",
     "Model": "model", "Model hash": "model_hash",
 }  # fmt: skip
-_INVOKEAI = {"cfg_scale": "guidance", "scheduler": "sampler", "sampler": "sampler", "model_weights": "model"}
+_INVOKEAI = {
+    "cfg_scale": "guidance",
+    "guidance": "guidance",
+    "scheduler": "sampler",
+    "sampler": "sampler",
+    "model_weights": "model",
+}
 _SAME = ("steps", "seed", "width", "height")
 
 

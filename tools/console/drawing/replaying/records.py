@@ -255,6 +255,12 @@ def _made(image: Description) -> JsonObject:
         problem, hint = f"{image.path} was not drawn by ldmrt, or has lost its record", f"ldmrt info {image.path}"
         raise LdmrtError("replay", problem, expected="an image of ldmrt", found=image.program, hint=hint)
     made = image.parameters.get(MADE)
+    if made is None and "upscaler" in image.parameters:
+        problem, expected = (
+            f"{image.path} was enlarged by an upscale model alone",
+            "an image that a diffusion model drew",
+        )
+        raise LdmrtError("replay", problem, expected=expected, hint="ldmrt upscale BUNDLE IMAGE does the same again")
     animated = _is_animated(image)
     of_grid = "seeds" in image.parameters and not animated
     if of_grid and (not isinstance(made, dict) or not isinstance(made.get(GRID), dict)):
