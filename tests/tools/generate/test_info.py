@@ -164,43 +164,6 @@ def test_a_computed_prompt_is_said_to_be_one(ldmrt: Any, tmp_path: Path) -> None
     assert "computed by nodes" in ldmrt("info", path).out
 
 
-def told(ldmrt: Any, tmp_path: Path, **changed: Any) -> tuple[str | None, str | None]:
-    """The prompts of a graph with other nodes."""
-    path = png(tmp_path / "a.png", prompt=json.dumps({**COMFYUI, **changed}))
-    (found,) = json.loads(ldmrt("info", path, "--json").out)
-    return found["prompt"], found["negative_prompt"]
-
-
-def encodes(text: object) -> dict[str, Any]:
-    return {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["4", 1]}}
-
-
-def test_prompts_that_are_combined_stand_in_a_line_each(ldmrt: Any, tmp_path: Path) -> None:
-    combine = {
-        "class_type": "ConditioningCombine",
-        "inputs": {"conditioning_1": ["10", 0], "conditioning_2": ["11", 0]},
-    }
-    area = {"class_type": "ConditioningSetArea", "inputs": {"conditioning": ["12", 0], "width": 64}}
-    nodes = {"6": combine, "10": encodes("one"), "11": area, "12": encodes("two")}
-    assert told(ldmrt, tmp_path, **nodes) == ("one\ntwo", "dog")
-    assert told(ldmrt, tmp_path, **(nodes | {"12": encodes("one")})) == ("one", "dog")
-    assert told(ldmrt, tmp_path, **(nodes | {"12": encodes(["4", 1])})) == (None, "dog")  # one of them is computed
-    assert told(ldmrt, tmp_path, **(nodes | {"12": {"class_type": "ConditioningZeroOut", "inputs": {}}}))[0] == "one"
-
-
-def test_a_loader_that_encodes_both_prompts(ldmrt: Any, tmp_path: Path) -> None:
-    texts = {"ckpt_name": "v1-5.safetensors", "positive": "a cat", "negative": "dog"}
-    sampler = json.loads(json.dumps(COMFYUI["3"]))
-    sampler["inputs"] |= {"positive": ["4", 1], "negative": ["4", 2]}
-    loader = {"class_type": "Efficient Loader", "inputs": texts}
-    assert told(ldmrt, tmp_path, **{"3": sampler, "4": loader}) == ("a cat", "dog")
-
-
-def test_a_node_that_says_nothing_readable_is_not_an_empty_prompt(ldmrt: Any, tmp_path: Path) -> None:
-    assert told(ldmrt, tmp_path, **{"6": {"class_type": "Unknown", "inputs": {"style": "a cat"}}}) == (None, "dog")
-    assert told(ldmrt, tmp_path, **{"6": encodes("")}) == ("", "dog")
-
-
 def test_the_guidance_of_invokeais_flux(ldmrt: Any, tmp_path: Path) -> None:
     said = {key: value for key, value in INVOKEAI.items() if key != "cfg_scale"} | {"guidance": 4}
     (found,) = json.loads(ldmrt("info", png(tmp_path / "a.png", invokeai_metadata=json.dumps(said)), "--json").out)

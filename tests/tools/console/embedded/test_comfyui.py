@@ -154,3 +154,45 @@ def test_each_prompt_is_followed_through_its_own_input() -> None:
     found = comfyui.read_graph(nodes)
     assert found is not None
     assert (found.prompt, found.negative) == ("a cat", "")
+
+
+# A sampler of two prompts, which tests put other nodes into.
+SAMPLER: dict[str, Any] = {"seed": 7, "steps": 25, "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]}
+
+
+def encodes(text: object) -> dict[str, Any]:
+    return {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["4", 1]}}
+
+
+def told(**changed: Any) -> tuple[str | None, str | None]:
+    """The prompts of a graph with other nodes."""
+    nodes = {"4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "v1-5.safetensors"}}}
+    nodes |= {"3": {"class_type": "KSampler", "inputs": SAMPLER}, "6": encodes("a cat"), "7": encodes("dog")}
+    found = comfyui.read_graph(nodes | changed)
+    assert found is not None
+    return found.prompt, found.negative
+
+
+def test_prompts_that_are_combined_stand_in_a_line_each() -> None:
+    combine = {
+        "class_type": "ConditioningCombine",
+        "inputs": {"conditioning_1": ["10", 0], "conditioning_2": ["11", 0]},
+    }
+    area = {"class_type": "ConditioningSetArea", "inputs": {"conditioning": ["12", 0], "width": 64}}
+    nodes = {"6": combine, "10": encodes("one"), "11": area, "12": encodes("two")}
+    assert told(**nodes) == ("one\ntwo", "dog")
+    assert told(**(nodes | {"12": encodes("one")})) == ("one", "dog")
+    assert told(**(nodes | {"12": encodes(["4", 1])})) == (None, "dog")  # one of them is computed
+    assert told(**(nodes | {"12": {"class_type": "ConditioningZeroOut", "inputs": {}}}))[0] == "one"
+
+
+def test_a_loader_that_encodes_both_prompts() -> None:
+    texts = {"ckpt_name": "v1-5.safetensors", "positive": "a cat", "negative": "dog"}
+    sampler = {"class_type": "KSampler", "inputs": SAMPLER | {"positive": ["4", 1], "negative": ["4", 2]}}
+    loader = {"class_type": "Efficient Loader", "inputs": texts}
+    assert told(**{"3": sampler, "4": loader}) == ("a cat", "dog")
+
+
+def test_a_node_that_says_nothing_readable_is_not_an_empty_prompt() -> None:
+    assert told(**{"6": {"class_type": "Unknown", "inputs": {"style": "a cat"}}}) == (None, "dog")
+    assert told(**{"6": encodes("")}) == ("", "dog")
