@@ -63,10 +63,10 @@ def image_pair(path: Path, drawn: NDArray[np.uint8]) -> Pair:
 
 
 def check_frames(path: Path, frames: FrameRecord) -> None:
-    """Refuse, before anything is drawn, an animation with another number of frames than its record.
+    """Refuse, before anything is drawn, an animation whose number of frames differs from its record's.
 
     Raises:
-        LdmrtError: It is damaged, or the number is another.
+        LdmrtError: It is damaged, or the numbers differ.
     """
     with path.open("rb") as file:
         found = sum(1 for _ in islice(_decoded(path, file, frames), frames.count + 1))

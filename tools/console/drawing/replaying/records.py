@@ -256,11 +256,8 @@ def _made(image: Description) -> JsonObject:
         raise LdmrtError("replay", problem, expected="an image of ldmrt", found=image.program, hint=hint)
     made = image.parameters.get(MADE)
     if made is None and "upscaler" in image.parameters:
-        problem, expected = (
-            f"{image.path} was enlarged by an upscale model alone",
-            "an image that a diffusion model drew",
-        )
-        raise LdmrtError("replay", problem, expected=expected, hint="ldmrt upscale BUNDLE IMAGE does the same again")
+        problem, hint = f"{image.path} was enlarged by an upscale model alone", "ldmrt upscale BUNDLE IMAGE"
+        raise LdmrtError("replay", problem, expected="an image that a diffusion model drew", hint=hint)
     animated = _is_animated(image)
     of_grid = "seeds" in image.parameters and not animated
     if of_grid and (not isinstance(made, dict) or not isinstance(made.get(GRID), dict)):

@@ -158,7 +158,7 @@ def check_size(record: Record, bundle: Path, pipeline: Pipeline, drawn: Sequence
 
     Raises:
         LdmrtError: It is larger, and neither the region around a mask nor around an image; or an animation's size or
-            number of frames is another.
+            number of frames differs from its record's.
     """
     if record.frames is not None and record.frames.index is None:
         check_frames(record.image.path, record.frames)
