@@ -66,8 +66,9 @@ MAY: dict[str, set[str]] = {
     "export": set(),
     "export.dims": {"runtime.bundle"},
     "export.components": RUNTIME | MODEL,
-    "export.graph": GROUND | {"runtime.bundle", "export.components", "export.dims"},
-    "export.parity": RUNTIME | {"runtime.parity", "model.checkpoint", "export.components", "export.graph"},
+    "export.graph": GROUND | {"runtime.bundle", "model.weights", "export.components", "export.dims"},
+    "export.parity": RUNTIME
+    | {"runtime.parity", "model.checkpoint", "model.weights", "export.components", "export.graph"},
     "export.precision": RUNTIME
     | {"runtime.parity", "model.checkpoint", "model.weights", "export.components", "export.graph", "export.parity"},
     "export.engines": GROUND | {"runtime.bundle", "runtime.backends", "export.dims"},  # without torch

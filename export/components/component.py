@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from ldmrt.model.torch_engine import TorchEngine
-from ldmrt.model.weights.late_casts import LateCasts
 from ldmrt.runtime.bundle.graphs import DECODER, DENOISERS, ENCODER, STEP, step_specs
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import Specs, split_symbol
@@ -30,7 +29,6 @@ class Component:
     vocabulary: tuple[int, int] = (0, 0)  # of input_ids: entries, and the id that ends a text
     pad: int | None = None  # of input_ids: the id behind the end, where it is not read
     classes: int = 0  # of class_labels
-    late: LateCasts = field(default_factory=LateCasts, repr=False, compare=False)  # of the module's weights
 
     def engine(self) -> TorchEngine:
         """Return the reference engine."""

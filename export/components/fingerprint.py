@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldmrt.model.library.gemma2 import Norm
 from ldmrt.model.library.t5 import EMBEDDED, SHARED
+from ldmrt.model.weights.unread import read_alone
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import Specs
 
@@ -19,7 +20,7 @@ def fingerprint(component: Component) -> dict[str, str]:
     weights = hashlib.sha256()
     for key, value in sorted(component.module.state_dict().items()):
         weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        weights.update(component.late.read(value).contiguous().flatten().view(torch.uint8).numpy().data)
+        weights.update(read_alone(value).contiguous().flatten().view(torch.uint8).numpy().data)
     described = [
         component.config,
         _specs(component.inputs),

@@ -5,7 +5,6 @@ profiles follow from it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +45,7 @@ Tensors = tuple[Tensor, ...]
 
 def components(checkpoint: Checkpoint) -> dict[str, Component]:
     """Return every component of a checkpoint by its name, in the order in which they run."""
-    return {name: replace(_for_numpy(row), late=checkpoint.late) for name, row in rows(checkpoint).items()}
+    return {name: _for_numpy(row) for name, row in rows(checkpoint).items()}
 
 
 def rows(checkpoint: Checkpoint) -> dict[str, Component]:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from ldmrt.export.components.component import Component
 from ldmrt.export.components.specs import tensors
 from ldmrt.export.components.table import example
 from ldmrt.export.dims import DIMS
+from ldmrt.model.weights.unread import read_alone
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.tensors import TensorSpec, split_symbol
 
@@ -46,7 +47,6 @@ SLICES, ZEROS = "SlicesSplit", "RemoveOptionalBias"
 LEFT_OUT: tuple[str, ...] = (SLICES, ZEROS)
 BITS = {2: np.int16, 4: np.int32}  # by size in bytes, as NumPy has no bfloat16
 TORCH = {"FLOAT": torch.float32, "FLOAT16": torch.float16, "BFLOAT16": torch.bfloat16}  # by ONNX's name
-Read = Callable[[torch.Tensor], torch.Tensor]  # returns a weight's numbers
 
 
 def to_onnx(component: Component, folder: Path, *, rewritten: bool = True) -> Path:
@@ -92,7 +92,7 @@ def to_onnx(component: Component, folder: Path, *, rewritten: bool = True) -> Pa
             program.optimize()
         assert _weights(program.model) >= used, "the optimiser computed something of a weight that was not read"
     model = program.model
-    _read_when_written(model, component.late.read)
+    _read_when_written(model)
     name_after_modules(model)
     _strip(model)
     attend_side_by_side(model)
@@ -176,14 +176,14 @@ def _axis(dim: int | str, known: set[str]) -> int | str:
     return f"{whole} * {split_symbol(whole)[1] // divisor}"
 
 
-def _read_when_written(model: "Model", read: Read) -> None:
+def _read_when_written(model: "Model") -> None:
     """Let each weight of a graph be read, from its file perhaps, when it is written, and not be kept."""
     from onnx_ir import LazyTensor, Shape
 
     for value in model.graph.initializers.values():
         constant = value.const_value
         if constant is not None and (weight := _memory(constant)) is not None:
-            get = partial(_constant, constant, read, weight)
+            get = partial(_constant, constant, weight)
             large = constant.nbytes > INLINE
             shape = Shape(constant.shape.numpy())
             value.const_value = LazyTensor(get, constant.dtype, shape, name=value.name) if large else get()
@@ -204,11 +204,11 @@ def _memory(constant: "TensorProtocol") -> torch.Tensor | None:
     return raw if isinstance(raw, torch.Tensor) else None
 
 
-def _constant(constant: "TensorProtocol", read: Read, weight: torch.Tensor) -> "TensorProtocol":
+def _constant(constant: "TensorProtocol", weight: torch.Tensor) -> "TensorProtocol":
     """Read a weight as a constant like this one."""
     from onnx_ir import Tensor
 
-    numbers = read(weight)
+    numbers = read_alone(weight)
     raw = getattr(constant, "raw", None)
     if isinstance(raw, np.ndarray):
         bits = numbers.contiguous().view(getattr(torch, np.dtype(BITS[raw.itemsize]).name)).numpy()

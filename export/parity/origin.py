@@ -15,6 +15,7 @@ from ldmrt.export.components.table import components
 from ldmrt.export.graph.cpu import upsample, winograd
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
+from ldmrt.model.weights.unread import read_alone
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.tensors import Array
@@ -40,7 +41,7 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
         raise LdmrtError(component.name, f"cannot read {path}", found=first_line(error)) from None
     anywhere = set(digests.values())
     for key, weight in weights_of_graph(component).items():
-        name, numbers = module_path(key), component.late.read(weight)
+        name, numbers = module_path(key), read_alone(weight)
         # NumPy has no bfloat16
         plain = numbers.view(torch.int16).numpy() if numbers.dtype == torch.bfloat16 else numbers.numpy()
         folded = {_digest(one) for one in _folded(component, key, numbers)}

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from ldmrt.export.components.specs import IN_FLOAT32
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.weights.mapping import release
+from ldmrt.model.weights.unread import numbers
 from ldmrt.runtime.bundle.graphs import inside
 
 Regions = Sequence[tuple[str, torch.dtype]]  # modules, outer ones first, and what each computes in; the first is ""
@@ -87,7 +88,7 @@ def _opened(module: nn.Module, dtype: torch.dtype) -> list[RemovableHandle]:
 
     def open_up(_: nn.Module, args: object, given: object) -> tuple[Any, dict[str, Any]] | None:
         for weight in module.parameters(recurse=False):
-            lent[weight], weight.data = weight.data, weight.data.to(dtype)
+            lent[weight], weight.data = weight.data, numbers(weight).to(dtype)
             if alone:
                 weight.data = weight.data.float()
         return cast((args, given), torch.float32) if alone else None

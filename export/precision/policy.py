@@ -1,16 +1,19 @@
 """A checkpoint in the precisions that its components are exported in."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from ldmrt.export.components.component import PRECISIONS
 from ldmrt.export.components.table import components
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.weights.mapping import release
+from ldmrt.model.weights.unread import cast_later, leave_unread, numbers
 from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import DECODER_FP32, inside
@@ -61,7 +64,7 @@ def choose_precisions(
         load: Loads the checkpoint with each network in a dtype, or as it is stored.
         wanted: Precisions by component, as `parse` returns them.
         late: Weights are cast when they are written, so that memory never holds them all. The networks of the
-            checkpoint can then be exported, but compute nothing; see `LateCasts`.
+            checkpoint can then be exported, but compute nothing; see `leave_unread`.
         tell: Is given what is done next, for hours pass where networks are large.
 
     Returns:
@@ -108,8 +111,18 @@ def _read(load: Load, wanted: Precisions, *, late: bool) -> tuple[Checkpoint, Js
     networks = {name: None if kind != "fp32" else torch.float32 for name, kind in wanted.items()}
     both = {wanted.get(name, wanted[""]) for name in ("vae_decoder", "vae_encoder")}
     networks["vae"] = torch.float32 if "fp32" in both or DECODER_FP32 in wanted else None  # then one may be narrowed
-    loaded, merged = load({"": None} if late else networks)
-    return replace(loaded, spare=copy.deepcopy(loaded.vae)) if DECODER_FP32 in wanted else loaded, merged
+    with leave_unread() if late else contextlib.nullcontext():
+        loaded, merged = load({"": None} if late else networks)
+    return _with_spare(loaded) if DECODER_FP32 in wanted else loaded, merged
+
+
+def _with_spare(checkpoint: Checkpoint) -> Checkpoint:
+    """Add a copy of the autoencoder, whose weights are shared until they are cast."""
+    vae = checkpoint.vae
+    assert vae is not None
+    shared: dict[int, object] = {id(one): nn.Parameter(one.data, one.requires_grad) for one in vae.parameters()}
+    shared |= {id(one): one.data for one in vae.buffers()}
+    return replace(checkpoint, spare=copy.deepcopy(vae, shared))
 
 
 def _kinds(checkpoint: Checkpoint, wanted: Precisions) -> dict[str, str]:
@@ -130,12 +143,12 @@ def _narrow(checkpoint: Checkpoint, kinds: Mapping[str, str], islands: Islands, 
             for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 if tensor.is_floating_point() and tensor.dtype != dtype:
                     if late and dtype == torch.float32:  # which holds all that the others do
-                        checkpoint.late.cast(tensor, dtype)
+                        cast_later(tensor, dtype)
                         continue
-                    narrowed = _cast(name, f"{path}.{key}".lstrip("."), tensor.data, dtype)
+                    narrowed = _cast(name, f"{path}.{key}".lstrip("."), numbers(tensor), dtype)
                     release(tensor.data)
                     if late:
-                        checkpoint.late.cast(tensor, dtype)
+                        cast_later(tensor, dtype)
                     else:
                         tensor.data = narrowed
     raise_islands(parts, inner)

@@ -17,7 +17,8 @@ def streamed(checkpoint: Checkpoint) -> Iterator[dict[str, Component]]:
     """Yield the components of a checkpoint, by name, which compute in float32 while the context lasts.
 
     The numbers are those of the same checkpoint loaded in float32. Each module's weights are read from their file, and
-    cast, whenever it runs, and leave memory after it; weights that lie in no mapped file stay where they are.
+    cast, whenever it runs, and leave memory after it; weights that lie in no mapped file stay where they are, but for
+    those of `leave_unread`.
 
     Args:
         checkpoint: Its networks are as they are stored, in any dtype.

@@ -30,7 +30,6 @@ from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
-from ldmrt.model.weights.late_casts import LateCasts
 from ldmrt.model.weights.weight_files import STEMS
 from ldmrt.model.weights.weights import write
 from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SANA, SD3, Z_IMAGE
@@ -118,7 +117,6 @@ class Checkpoint:
     preview: TinyAutoencoder | None = None  # whose decoder shows what rows predict; it is no part of the pipeline
     noisers: dict[str, JsonObject] = field(default_factory=dict)  # configs of "low_res_scheduler"
     folders: dict[str, str] = field(default_factory=dict)  # of networks that have another name in their pipeline
-    late: LateCasts = field(default_factory=LateCasts, repr=False, compare=False)  # of the networks' weights
     t5_tokens: int | None = None  # of a prompt, as T5 reads it; as many as in diffusers' pipeline by default
     skip_layers: tuple[int, ...] = ()  # of a transformer, that a row of guidance may skip
     long_prompts: bool = False  # a U-Net that reads any number of tokens, and text encoders that take a mask

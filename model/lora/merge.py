@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ldmrt.model.textual_inversion.merge import Embedding, embedding_of
+from ldmrt.model.weights.mapping import release
+from ldmrt.model.weights.unread import numbers, unread
 from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lora.files import LoraFile
@@ -93,12 +95,17 @@ def merge(
 
 def _change(parameter: nn.Parameter, steps: Sequence[Step], kind: str, *, keep: bool) -> None:
     """Merge what files add to one weight or bias."""
-    before = parameter.detach().float().numpy()
-    value = changed(before, steps, kind)
-    if value is before:
+    if all((layer.delta if kind == "weight" else layer.bias) is None for _, layer, _ in steps):
         return
-    merged = torch.from_numpy(value)
-    rounded = merged if keep else merged.to(parameter.dtype)
-    if not finite(rounded):
-        raise LdmrtError("lora", f"{steps[-1][1].name} of {steps[-1][0].name} overflows in {parameter.dtype}")
-    parameter.data = rounded
+    stored = parameter.detach()
+    dtype = torch.float32 if keep else stored.dtype
+
+    def merged() -> torch.Tensor:
+        value = torch.from_numpy(changed(numbers(stored).float().numpy(), steps, kind)).to(dtype)
+        release(stored)
+        return value
+
+    value = merged()
+    if not finite(value):
+        raise LdmrtError("lora", f"{steps[-1][1].name} of {steps[-1][0].name} overflows in {stored.dtype}")
+    parameter.data = unread(value, merged)

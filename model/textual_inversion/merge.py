@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.weights.pickled import lazy_tensor
 from ldmrt.model.weights.tensor_files import read
+from ldmrt.model.weights.unread import numbers
 from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject, find_file, sha256
@@ -129,7 +130,8 @@ def add_embeddings(
         words: list[str] = []
         for part in parts_for(embedding, encoders):
             if part in unrounded:
-                encoders[part].get_input_embeddings().float()
+                table = encoders[part].get_input_embeddings().weight
+                table.data = numbers(table).float()
             name = part.replace("text_encoder", "tokenizer")
             added, tokenizers[name] = _add_words(encoders[part], tokenizers[name], embedding, part)
             known[part].update(added)
@@ -202,7 +204,7 @@ def add_embedding(
     check_new(words, known, added)
 
     rows = torch.zeros(max(len(old), size + len(words)), old.shape[1], dtype=old.dtype, device=old.device)
-    rows[: len(old)] = old.detach()
+    rows[: len(old)] = numbers(old)
     rows[size : size + len(words)] = vectors
     if not finite(rows):
         raise LdmrtError(component, f"the vectors of {embedding.name} overflow in {old.dtype}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from .mapping import is_mapped
+
 
 @dataclass(frozen=True)
 class Lazy:
@@ -20,7 +22,7 @@ class Lazy:
         """Return the tensor: a view of the file as it is stored, or a copy in another dtype."""
         view = self.view()
         value = (view if dtype is None else view.to(dtype)).contiguous()
-        if value.data_ptr() != view.data_ptr():
+        if not is_mapped(value):
             self.done()
         return value
 

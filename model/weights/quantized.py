@@ -1,7 +1,7 @@
 """Convert weights stored in float8 or float64, which no network computes in, and apply the scales of float8."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,10 +28,9 @@ MARKS = re.compile(r"(.*\.)?(scaled_fp8|scale_input|input_scale|comfy_quant)")
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
 
 
-def computed_dtype(tensors: Iterable[Lazy]) -> torch.dtype | None:
-    """Return the one dtype for weights that stay as they are stored: float32 where they are of several."""
-    kinds = {COMPUTED.get(tensor.dtype, tensor.dtype) for tensor in tensors}
-    return kinds.pop() if len(kinds) == 1 else torch.float32
+def computed_dtype(tensor: Lazy) -> torch.dtype | None:
+    """Return the dtype that networks compute in for a weight that stays as it is stored."""
+    return COMPUTED.get(tensor.dtype, tensor.dtype)
 
 
 def unscaled(component: str, tensors: Mapping[str, Lazy], path: Path) -> dict[str, Lazy]:
@@ -82,6 +81,6 @@ def _times(component: str, key: str, weight: Lazy, scale: Lazy, path: Path) -> L
         factor = scale.view().float().reshape(shape)
         for dim, (size, blocks) in enumerate(zip(weight.shape, shape, strict=True)):
             factor = factor.repeat_interleave(size // blocks, dim) if 1 < blocks < size else factor
-        return weight.view().float() * factor
+        return weight.view().float().mul_(factor)  # in place, of a copy
 
     return replace(weight, dtype=torch.float32, view=view)

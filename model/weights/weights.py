@@ -23,6 +23,7 @@ from .lazy import Lazy, Place, as_it_is
 from .mapping import forget, map_file, release
 from .pickled import lazy_tensor, load_pickle, unwrapped
 from .quantized import computed_dtype, unscaled
+from .unread import leaving, unread
 
 DTYPES = {
     "F64": torch.float64,
@@ -217,14 +218,15 @@ def fill(component: str, network: N, matched: Mapping[str, Lazy], tensors: Tenso
     """Put tensors in the place of a network's, which may be on the meta device.
 
     One is read at a time. Those that are stored as `dtype` stay in the file's mapping and take no memory until they
-    are used.
+    are used; within `leave_unread` that holds of all.
 
     Args:
         component: The part of the checkpoint that errors name.
         network: The network, which is changed.
         matched: The tensor for each of its weights, see `match`.
         tensors: The file's tensors, for messages.
-        dtype: The dtype of all weights; None keeps that of the file if it is one that networks compute in.
+        dtype: The dtype of all weights; None keeps that of the file if it is one that networks compute in, and makes
+            all float32 where the file has several. Within `leave_unread` each weight keeps its own.
 
     Returns:
         The same network, in eval mode.
@@ -232,14 +234,17 @@ def fill(component: str, network: N, matched: Mapping[str, Lazy], tensors: Tenso
     Raises:
         LdmrtError: A weight is infinite or NaN in this dtype.
     """
-    state, dtype = {}, computed_dtype(matched.values()) if dtype is None else dtype
+    state, kinds = {}, {key: dtype or computed_dtype(tensor) for key, tensor in matched.items()}
+    several = len({*kinds.values()}) > 1 and not leaving()
     for key, tensor in matched.items():
-        state[key] = tensor.read(dtype).data  # no view of what was read, as the dtype of a buffer's view cannot change
-        if not finite(state[key]):
-            problem = f"{tensors.place(key)[0]} in {tensors.where} is not finite in {state[key].dtype}"
+        read = partial(tensor.read, torch.float32 if several else kinds[key])
+        value = read()
+        if not finite(value):
+            problem = f"{tensors.place(key)[0]} in {tensors.where} is not finite in {value.dtype}"
             hint = f"{tensor.dtype} holds it" if finite(tensor.read()) else "use another copy of the checkpoint"
             raise LdmrtError(component, problem, hint=hint)
-        release(state[key])
+        release(value)
+        state[key] = unread(value, read).data  # no view, as the dtype of a buffer's view cannot change
     network.load_state_dict(state, assign=True)
     for name, module in network.named_modules():
         for key, buffer in module.named_buffers(recurse=False):

@@ -200,10 +200,12 @@ def modules(
     from ldmrt.export.components.table import components
     from ldmrt.export.parity.bisect import bisect
     from ldmrt.export.precision.streaming import streamed
+    from ldmrt.model.weights.unread import leave_unread
     from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32
     from ldmrt.runtime.parity.tolerances import tolerances
 
-    checkpoint = as_exported(source, bundle).load({"": None if low_memory else torch.float32})[0]
+    with leave_unread() if low_memory else nullcontext():
+        checkpoint = as_exported(source, bundle).load({"": None if low_memory else torch.float32})[0]
     limit = tolerances(bundle, compute)[name].limit
     graph, name = bundle.model(name), DECODER if name == DECODER_FP32 else name  # in PyTorch it is float32 anyway
     calls = [case for case in reference.cases if case.component == name and not case.name.startswith("batch")]

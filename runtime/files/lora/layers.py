@@ -280,8 +280,9 @@ class Layer:
         assert self.delta is not None
         delta = (np.float32(self.scale) * self.delta.product()).reshape(weight.shape)
         if self.magnitude is None:
-            value: Array = weight + np.float32(factor) * delta
-            return value
+            delta *= np.float32(factor)  # in place: with large weights each copy counts
+            delta += weight
+            return delta
         within, outside = map(np.float32, (factor, 1.0) if self.magnitude.inside else (1.0, factor))
         ratio = self.magnitude.ratio(before + within * delta)
         value = (weight + within * delta) * (outside * (ratio - 1) + 1)

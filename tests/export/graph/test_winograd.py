@@ -19,7 +19,6 @@ from torch.nn import functional
 from ldmrt.export.engines.activations import activations
 from ldmrt.export.graph.cpu.winograd import A, B, convolve_by_tiles, kernels
 from ldmrt.export.parity.origin import other_graph
-from ldmrt.model.weights.late_casts import LateCasts
 from ldmrt.runtime.backends.openvino.convolutions import restore_convolutions, weight_of
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.files.lora.kernels import TILES
@@ -124,7 +123,7 @@ def test_its_origin_is_known(made: Path) -> None:
     weights = {"weight": torch.tensor(numbers(384, CHANNELS, 3, 3)), "bias": torch.tensor(numbers(384))}
     network = nn.ModuleDict({"home": nn.Conv2d(CHANNELS, 384, 3)})
     network["home"].load_state_dict(weights)
-    component: Any = SimpleNamespace(name="test", module=network, late=LateCasts())
+    component: Any = SimpleNamespace(name="test", module=network)
     assert list(other_graph(component, made)) == []
     with torch.no_grad():
         network["home"].weight[7, 5, 1, 1] += 1e-6

@@ -156,6 +156,7 @@ def record_checkpoint(
     from ldmrt.export.parity.record import record
     from ldmrt.export.precision.policy import apply_precisions, islands, precisions
     from ldmrt.export.precision.streaming import streamed
+    from ldmrt.model.weights.unread import leave_unread
     from ldmrt.runtime.bundle.graphs import SAFETY_CHECKER
     from ldmrt.runtime.bundle.stages import IMAGE_PROMPT
     from ldmrt.runtime.errors import LdmrtError
@@ -178,7 +179,8 @@ def record_checkpoint(
             origin = other_origin(bundle, cast_late)
             del cast_late
         if low_memory:
-            stored = source.load({"": None})[0]
+            with leave_unread():
+                stored = source.load({"": None})[0]
             with streamed(stored) as parts:
                 return origin, record(stored, prompt, seed=seed, side=side, parts=parts)
         return origin, record(source.load({"": torch.float32})[0], prompt, seed=seed, side=side)

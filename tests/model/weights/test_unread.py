@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldmrt.model.weights import late_casts, mapping
-from ldmrt.model.weights.late_casts import LateCasts
+from ldmrt.model.weights import mapping
+from ldmrt.model.weights import unread as module
 from ldmrt.model.weights.mapping import is_mapped, release
+from ldmrt.model.weights.unread import cast_later, leave_unread, numbers, read_alone, unread
 from ldmrt.model.weights.weights import open_weights, write
 
 SHAPE = (512, 256)
@@ -33,27 +34,27 @@ def pages(tensor: torch.Tensor) -> int:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("held", [torch.float16, torch.bfloat16, torch.float32])
 def test_read_is_what_a_cast_at_once_gives(held: torch.dtype, dtype: torch.dtype, tmp_path: Path) -> None:
-    late, weight = LateCasts(), stored(tmp_path, held)
+    weight = stored(tmp_path, held)
     expected = weight.detach().clone().to(dtype)
-    late.cast(weight, torch.float16)  # another one before it changes nothing
-    late.cast(weight, dtype)
+    cast_later(weight, torch.float16)  # another one before it changes nothing
+    cast_later(weight, dtype)
     assert (weight.dtype, weight.shape) == (dtype, SHAPE)
     for turn in (lambda tensor: tensor, torch.t, lambda tensor: tensor.reshape(256, 512)):
-        found = late.read(turn(weight))  # type: ignore[no-untyped-call]
+        found = read_alone(turn(weight))  # type: ignore[no-untyped-call]
         assert found.dtype == dtype
         assert torch.equal(found, turn(expected))  # type: ignore[no-untyped-call]
         assert not is_mapped(found)
     with pytest.raises(AssertionError, match="a view of a part"):
-        late.read(weight[:1])
+        read_alone(weight[:1])
 
 
 @TOLD
 def test_nothing_of_a_weight_is_in_memory_but_while_it_is_read(tmp_path: Path) -> None:
-    late, weight = LateCasts(), stored(tmp_path)
+    weight = stored(tmp_path)
     before = weight.detach()
-    late.cast(weight, torch.float16)
+    cast_later(weight, torch.float16)
     assert pages(weight) == pages(before) == 0
-    assert late.read(weight).isfinite().all()
+    assert read_alone(weight).isfinite().all()
     assert pages(weight) == pages(before) == 0
     assert before.isfinite().all()
     assert pages(before) == before.nbytes // 4096 - 1  # it begins within a page
@@ -62,21 +63,42 @@ def test_nothing_of_a_weight_is_in_memory_but_while_it_is_read(tmp_path: Path) -
 
 
 def test_what_was_written_to_a_mapped_file_is_kept(tmp_path: Path) -> None:
-    late, weight = LateCasts(), stored(tmp_path)
+    weight = stored(tmp_path)
     with torch.no_grad():
         weight.mul_(3)
     expected = weight.detach().clone()
     release(weight.detach())
     assert torch.equal(weight.detach(), expected)
-    late.cast(weight, torch.float16)
-    assert torch.equal(late.read(weight), expected.half())
+    cast_later(weight, torch.float16)
+    assert torch.equal(read_alone(weight), expected.half())
+
+
+def test_a_computed_weight_is_left_unread_only_where_that_is_asked_for() -> None:
+    weight, asked = torch.randn(SHAPE), []
+
+    def read() -> torch.Tensor:
+        asked.append(1)
+        return weight * 1
+
+    assert unread(weight, read) is weight
+    with leave_unread():
+        zeros, small = unread(weight, read), torch.ones(9)
+        assert unread(small, read) is small
+    assert (zeros.dtype, zeros.shape, zeros.count_nonzero()) == (weight.dtype, weight.shape, 0)
+    assert not asked
+    assert torch.equal(numbers(zeros.T), weight.T)
+    cast_later(zeros, torch.float16)
+    assert torch.equal(read_alone(zeros), weight.half())
+    assert len(asked) == 2
+    copy = zeros.clone()  # which stands for nothing
+    assert torch.equal(numbers(copy), copy)
 
 
 def test_small_weights_and_those_in_memory_are_cast_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for weight in (torch.nn.Parameter(torch.randn(SHAPE)), stored(tmp_path)):
-        late, expected = LateCasts(), weight.detach().half()
+        expected = weight.detach().half()
         if is_mapped(weight):
-            monkeypatch.setattr(late_casts, "SMALL", weight.numel() * 2)
-        late.cast(weight, torch.float16)
+            monkeypatch.setattr(module, "SMALL", weight.numel() * 2)
+        cast_later(weight, torch.float16)
         assert torch.equal(weight.detach(), expected)
-        assert torch.equal(late.read(weight), expected)
+        assert torch.equal(read_alone(weight), expected)
