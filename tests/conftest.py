@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +195,19 @@ def export_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Path
     return copied
 
 
-@pytest.fixture
-def shared_exports(export_once: Callable[[Any, Path], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def sharing(export_once: Callable[[Any, Path], Path]) -> Iterator[None]:
     """Have bundles written with what another test has already exported, where that is the same."""
-    monkeypatch.setattr("ldmrt.export.bundle_writer.to_onnx", export_once)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("ldmrt.export.bundle_writer.to_onnx", export_once)
+        yield
+
+
+@pytest.fixture
+def shared_exports(export_once: Callable[[Any, Path], Path]) -> Iterator[None]:
+    """Share exports with other tests."""
+    with sharing(export_once):
+        yield
 
 
 @pytest.fixture
@@ -224,8 +234,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
             graphs_of(tmp_path_factory, component, wait=False)  # processes that need the bundle now export a part each
 
     def export(folder: Path) -> None:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(bundle_writer, "to_onnx", export_once)
+        with sharing(export_once):
             for _ in bundle_writer.export_bundle(load(checkpoint), folder):
                 pass
 

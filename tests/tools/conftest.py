@@ -3,15 +3,17 @@
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ldmrt.model.training.tasks import presets
 from ldmrt.tools.cli import main
+from ldmrt.tools.console.training import checks
 
-from ..conftest import made_once
+from ..conftest import made_once, sharing
 from ..support.fakes.builder import install
 from ..support.fakes.cuda import FakeCuda
 
@@ -68,8 +70,7 @@ def half(
     """A bundle in float16 with its certificate, and its decoder in float32 as well. Do not write into it."""
 
     def export(folder: Path) -> None:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("ldmrt.export.bundle_writer.to_onnx", export_once)
+        with sharing(export_once):
             assert command("export", checkpoint, folder, "--precision", "fp16", "--fp32-decoder") == 0
 
     return made_once(tmp_path_factory, "half/bundle", export)
@@ -97,6 +98,24 @@ def changed(certified: Path, tmp_path: Path) -> Path:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """One of straw, and a TensorRT on it that builds."""
     return install(monkeypatch)
+
+
+@pytest.fixture
+def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train networks of a few thousand weights and of few levels, with previews of four images."""
+    one = {"block_out_channels": (32,), "norm_num_groups": 8}
+    two = {"block_out_channels": (16, 16), "norm_num_groups": 4}
+    down, up = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
+    small: dict[str, dict[str, Any]] = {
+        "AUTOENCODER": {"block_out_channels": (4,) * 4, "layers_per_block": 1, "norm_num_groups": 2},
+        "UNET": {**one, "down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)},
+        "CLASSES": {**one, "down_block_types": ("AttnDownBlock2D",), "up_block_types": ("AttnUpBlock2D",)},
+        "UNCONDITIONAL": {**two, "down_block_types": down, "up_block_types": up, "attention_head_dim": 8},
+        "UPSCALER": {**two, "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2},
+    }
+    for name, values in small.items():
+        monkeypatch.setattr(presets, name, replace(getattr(presets, name), **values))
+    monkeypatch.setattr(checks, "SHOWN", 4)
 
 
 @pytest.fixture

@@ -51,6 +51,8 @@ LEARNING = [
     words for name in TRAINING for words in commands_of((ROOT / f"docs/training/{name}.md").read_text(encoding="utf-8"))
 ]
 
+EMOJI = ["ldmrt", "data", "emoji", "data/emoji"]
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -59,6 +61,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the first command of docs/training makes, once for the tests of this file. Do not write into it."""
+    folder = tmp_path_factory.mktemp("emoji")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        assert run(EMOJI, patched) == 0
+    return folder / EMOJI[-1]
 
 
 def write_style(path: Path) -> None:
@@ -97,9 +109,15 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.slow(minutes=5)
-def test_walk_from_packages_to_scores(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_walk_from_packages_to_scores(
+    place: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch, small_networks: None, shared_exports: None
+) -> None:
+    """On networks of a few levels: those of full size are the shipped models, which the walk above exports."""
     assert [words for words in COMMANDS if words[1] in TRAINS and words not in LEARNING] == []
-    for words in LEARNING:
+    assert LEARNING[0] == EMOJI
+    (place / "data").mkdir()
+    (place / "data/emoji").symlink_to(emoji)
+    for words in LEARNING[1:]:
         extra = [option for word in words[1:3] for option in SHORTER.get(word, "").split()]
         if "--measure" in words:  # of the network, which draws nothing
             extra = extra[:2]
@@ -108,12 +126,17 @@ def test_walk_from_packages_to_scores(place: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow(minutes=5)
 def test_scores_of_the_shipped_model(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shared_exports: None
+    place: Path,
+    emoji: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shared_exports: None,
 ) -> None:
     """The scores that the model must have, on 50 prompts: it has .98 of identity and .99 of background on 300."""
     import json
 
-    assert run(["ldmrt", "data", "emoji", "data/emoji"], monkeypatch) == 0
+    (place / "data").mkdir()
+    (place / "data/emoji").symlink_to(emoji)
     assert run(["ldmrt", "export", "model/pretrained/emoji64", "out/emoji64", "--no-verify"], monkeypatch) == 0
     capsys.readouterr()
     words = "ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink --prompts 50 --json"

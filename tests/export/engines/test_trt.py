@@ -28,6 +28,7 @@ from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, find
 from ldmrt.runtime.bundle.engines.unused import unused_engines
 from ldmrt.runtime.bundle.graphs import STEP
 
+from ...conftest import sharing
 from ...support.damage.bundle_faults import change_a_weight
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'ldmrt[rtx]'")
@@ -51,8 +52,7 @@ def demo(request: Any, checkpoint: Path, export_once: Any, tmp_path_factory: pyt
         path = source / "text_encoder" / "config.json"  # heads of 8: TensorRT-RTX fails on the tiny model's, of 12
         path.write_text(json.dumps({**json.loads(path.read_text()), "num_attention_heads": 3}))
     loaded = load(source, dtype={"": torch.float16})
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ldmrt.export.bundle_writer.to_onnx", export_once)
+    with sharing(export_once):
         assert len(list(export_bundle(loaded, folder))) == len(ALL)
     return folder
 

@@ -29,6 +29,7 @@ from ldmrt.runtime.parity.compare import compare
 from ldmrt.runtime.parity.tolerances import tolerances
 from ldmrt.runtime.samplers.noise.counter import FIRST
 
+from ...conftest import sharing
 from ...support.families import FAMILIES
 from ...support.pipelines import randomise, save_pipeline
 from ..test_tasks import drawing
@@ -201,8 +202,7 @@ def mixed(places: dict[str, Path]) -> Checkpoint:
 @pytest.fixture(scope="module")
 def bundle(mixed: Checkpoint, export_once: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("control") / "bundle"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ldmrt.export.bundle_writer.to_onnx", export_once)
+    with sharing(export_once):
         for _ in export_bundle(mixed, folder):
             pass
     return folder

@@ -15,6 +15,7 @@ from ldmrt.runtime import LdmrtError, Pipeline
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.bundle import Bundle
 
+from ...conftest import sharing
 from ...support.families.ip_adapters import save_ip_adapter
 from ...tools.conftest import command
 
@@ -32,8 +33,7 @@ def file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(checkpoint: Path, file: Path, tmp_path_factory: pytest.TempPathFactory, export_once: Any) -> Path:
     """A certified bundle in half precision but for its U-Net, with the U-Net cut in two."""
     bundle = tmp_path_factory.mktemp("bundles") / "prompted"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ldmrt.export.bundle_writer.to_onnx", export_once)
+    with sharing(export_once):
         precision = "image_encoder=fp16,image_projection=fp16"
         words = ("--ip-adapter", file, "--precision", precision, "--deep-cache")
         assert command("export", checkpoint, bundle, *words) == 0
