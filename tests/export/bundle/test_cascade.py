@@ -22,6 +22,7 @@ from ldmrt.runtime.pipeline.request.stages import next_request
 from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, NOISED, STAGE, noise, of_stage
 from ldmrt.tools.cli import cli
 
+from ...conftest import sharing
 from ...support.damage.bundle_faults import Plant, config, truthful, weight
 from ...support.pipelines import save_pipeline
 from .test_conditioned_bundles import ldmrt
@@ -197,11 +198,12 @@ def test_no_refiner_with_a_cascade(cascade: Pipeline, alone: list[Pipeline]) -> 
 
 
 @pytest.fixture(scope="module")
-def bundle(places: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(places: list[Path], tmp_path_factory: pytest.TempPathFactory, export_once: Any) -> Path:
     """A base and its upscaler as one bundle."""
     path = tmp_path_factory.mktemp("bundle") / "bundle"
-    assert ldmrt("export", places[0], path) == 0
-    assert ldmrt("export", places[1], path, "--stage", "large") == 0
+    with sharing(export_once):
+        assert ldmrt("export", places[0], path) == 0
+        assert ldmrt("export", places[1], path, "--stage", "large") == 0
     return path
 
 

@@ -22,6 +22,7 @@ from ldmrt.runtime.parity.compare import compare
 from ldmrt.runtime.parity.tolerances import tolerances
 from ldmrt.tools.cli import cli
 
+from ...conftest import sharing
 from ...runtime.bundle.test_bundle_paths import edit, list_anew
 from ...support.families import CONDITIONED
 from ...support.pipelines import save_pipeline
@@ -43,7 +44,7 @@ def ldmrt(*words: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+def made(tmp_path_factory: pytest.TempPathFactory, export_once: Any) -> Callable[[str], tuple[Path, Path]]:
     """The checkpoint and the certified bundle of a family, made once."""
     done: dict[str, tuple[Path, Path]] = {}
 
@@ -51,7 +52,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
         if name not in done:
             root = tmp_path_factory.mktemp(name)
             checkpoint = save_pipeline(name, root / "checkpoint")
-            assert ldmrt("export", checkpoint, root / "bundle", "--no-verify") == 0
+            with sharing(export_once):
+                assert ldmrt("export", checkpoint, root / "bundle", "--no-verify") == 0
             verify = ("verify", root / "bundle", "--against", checkpoint, "--store", "--backend", "onnxruntime")
             assert ldmrt(*verify) == 0
             done[name] = checkpoint, root / "bundle"

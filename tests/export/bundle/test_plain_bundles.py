@@ -17,6 +17,7 @@ from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.pipeline.conditioning.beside import BESIDE
 
+from ...conftest import sharing
 from ...runtime.bundle.test_bundle_paths import list_anew
 from ...support.damage.bundle_faults import inputs, skipped, weight
 from ...support.families import PLAIN
@@ -30,14 +31,15 @@ Make = Callable[[str], tuple[Path, Path]]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
+def made(tmp_path_factory: pytest.TempPathFactory, export_once: Any) -> Make:
     """The checkpoint and the certified bundle of a family, made once."""
     done: dict[str, tuple[Path, Path]] = {}
 
     def make(name: str) -> tuple[Path, Path]:
         if name not in done:
             root = tmp_path_factory.mktemp(name)
-            assert ldmrt("export", save_pipeline(name, root / "checkpoint"), root / "bundle") == 0
+            with sharing(export_once):
+                assert ldmrt("export", save_pipeline(name, root / "checkpoint"), root / "bundle") == 0
             done[name] = root / "checkpoint", root / "bundle"
         return done[name]
 
