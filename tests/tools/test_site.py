@@ -1,35 +1,40 @@
 """The documentation site builds without a warning, and its references are complete."""
 
 import io
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 from PIL import Image
 
 import ldmrt.runtime
 from ldmrt.tools.cli import cli
+
+from ..conftest import sharing
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(tmp_path_factory: pytest.TempPathFactory, export_once: Any) -> Path:
     """The folder of the built site."""
     pytest.importorskip("mkdocs_autorefs", reason="the docs extra is not installed")
+    from mkdocs.__main__ import cli as mkdocs
+
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert "WARNING" not in ran.stderr
+    with sharing(export_once), pytest.MonkeyPatch.context() as patched:  # in this process, for a page exports a model
+        patched.chdir(ROOT)
+        patched.setenv("NO_MKDOCS_2_WARNING", "1")
+        ran = CliRunner().invoke(mkdocs, ["build", "--strict", "--site-dir", str(folder)])
+    assert ran.exit_code == 0, ran.output
+    assert "WARNING" not in ran.output
     return folder
 
 
@@ -89,7 +94,9 @@ def test_what_the_code_of_a_page_prints_is_on_the_site(site: Path) -> None:
 
 
 @pytest.mark.slow(minutes=1)
-def test_learn_page_holds_what_it_says_whatever_the_seed(hooks: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learn_page_holds_what_it_says_whatever_the_seed(
+    hooks: ModuleType, monkeypatch: pytest.MonkeyPatch, shared_exports: None
+) -> None:
     """Its asserts hold for other numbers than those that are shown, and every section checks something."""
     monkeypatch.chdir(ROOT)
     text = (ROOT / "docs/training/learn.md").read_text(encoding="utf-8")
