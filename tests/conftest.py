@@ -26,6 +26,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.fsync = lambda handle: None  # type: ignore[assignment]
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files that name no slow test where only those are asked for: to import all takes half a minute."""
+    if config.option.markexpr == "slow" and collection_path.match("test_*.py"):
+        return "slow" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
 @pytest.hookimpl(trylast=True)  # after those that are not selected have been taken out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that no process is left alone with one of them at the end."""
@@ -144,7 +151,12 @@ def wide_checkpoint(width: int) -> tuple[Any, float]:
 
 
 def shared(factory: pytest.TempPathFactory, name: str) -> Path:
-    """Where something lies that is made once for all processes that share the tests."""
+    """Where something lies that is made once for all processes that share the tests.
+
+    LDMRT_TEST_SHARED names an empty folder at first, for several runs that share it too.
+    """
+    if place := os.environ.get("LDMRT_TEST_SHARED"):
+        return Path(place) / name
     base = factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
 

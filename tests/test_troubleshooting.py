@@ -4,6 +4,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -88,14 +89,31 @@ class Texts:
         return {ANY}
 
 
+@cache
+def sources() -> dict[str, Texts]:
+    """The files of the packages, read when a test first needs them: collecting tests is to be quick."""
+    return {
+        path.relative_to(ROOT).as_posix(): Texts(path)
+        for package in ("runtime", "model", "export", "serve", "tools")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if "benchmarks" not in path.parts
+    }
+
+
+@cache
+def defined() -> Counter[str]:
+    """How many functions have a name."""
+    return Counter(node.name for one in sources().values() for node in one.nodes if isinstance(node, ast.FunctionDef))
+
+
 def handed_over(function: ast.FunctionDef, argument: str, file: Texts) -> Iterator[tuple[Texts, ast.expr]]:
     """The expressions that calls hand over as one argument of a function: those of its file, and of others that import
     the function, or call the only method of this name.
     """
     name, names = function.name, [arg.arg for arg in (*function.args.posonlyargs, *function.args.args)]
     bound = names[:1] in (["self"], ["cls"])
-    for texts in TEXTS.values():
-        if texts is not file and (name, file.stem) not in texts.imported and not (bound and DEFINED[name] == 1):
+    for texts in sources().values():
+        if texts is not file and (name, file.stem) not in texts.imported and not (bound and defined()[name] == 1):
             continue
         for call in texts.calls.get(name, ()):
             values = dict(zip(names[bound:], call.args, strict=False))
@@ -109,9 +127,16 @@ def called(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
+@cache
+def binding(scope: ast.AST) -> list[ast.AST]:
+    """The nodes of a function or a module that give names a value."""
+    kinds = (ast.Assign, ast.AnnAssign, ast.NamedExpr, ast.For)
+    return [node for node in ast.walk(scope) if isinstance(node, kinds)]
+
+
 def assigned(scope: ast.AST, name: str, module: ast.Module) -> Iterator[ast.expr]:
     """The expressions that are assigned to a name in a function or a module, in loops over a table too."""
-    for node in ast.walk(scope):
+    for node in binding(scope):
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 yield from matched(target, node.value, name)
@@ -160,10 +185,11 @@ def errors_of(texts: Texts) -> Iterator[ast.Call]:
             yield from (call for call in ast.walk(node) if isinstance(call, ast.Call) and called(call) in kinds)
 
 
+@cache
 def problems() -> dict[str, list[str]]:
     """Every problem text of an error that the sources make, with the places that make it."""
     found: dict[str, list[str]] = {}
-    for file, texts in TEXTS.items():
+    for file, texts in sources().items():
         for call in errors_of(texts):
             keywords = {keyword.arg: keyword.value for keyword in call.keywords}
             problem = call.args[1] if len(call.args) > 1 else keywords.get("problem")
@@ -194,36 +220,26 @@ def pattern_of(entry: str) -> re.Pattern[str]:
     return re.compile(".+".join(map(re.escape, entry.split(ANY))))
 
 
-TEXTS = {
-    path.relative_to(ROOT).as_posix(): Texts(path)
-    for package in ("runtime", "model", "export", "serve", "tools")
-    for path in sorted((ROOT / package).rglob("*.py"))
-    if "benchmarks" not in path.parts
-}
-DEFINED = Counter(node.name for texts in TEXTS.values() for node in texts.nodes if isinstance(node, ast.FunctionDef))
-PROBLEMS = problems()
-
-
 def test_problems_are_read_from_the_sources() -> None:
     """Constants, f-strings, texts that a variable holds and those that a function is given."""
-    assert {"wrong shape of latents", "no backend …", "… was changed"} <= PROBLEMS.keys()
-    assert len(PROBLEMS) > 250
+    assert {"wrong shape of latents", "no backend …", "… was changed"} <= problems().keys()
+    assert len(problems()) > 250
 
 
 def test_every_problem_has_words() -> None:
-    assert {text: places for text, places in PROBLEMS.items() if letters(text) < FEWEST_LETTERS} == {}
+    assert {text: places for text, places in problems().items() if letters(text) < FEWEST_LETTERS} == {}
 
 
 def test_every_problem_has_an_entry() -> None:
     patterns = [pattern_of(entry) for entry in entries()]
-    missing = [text for text in sorted(PROBLEMS) if not any(pattern.fullmatch(text) for pattern in patterns)]
-    lines = [f"`{text}` of {PROBLEMS[text][0]}" for text in missing]
+    missing = [text for text in sorted(problems()) if not any(pattern.fullmatch(text) for pattern in patterns)]
+    lines = [f"`{text}` of {problems()[text][0]}" for text in missing]
     assert missing == [], "\n".join(["add to docs/reference/troubleshooting.md:", *lines])
 
 
 @pytest.mark.parametrize("entry", entries())
 def test_an_entry_is_of_errors_that_exist_and_not_of_all(entry: str) -> None:
-    places = {place for text in PROBLEMS if pattern_of(entry).fullmatch(text) for place in PROBLEMS[text]}
+    places = {place for text in problems() if pattern_of(entry).fullmatch(text) for place in problems()[text]}
     assert places, "no error has this message any more"
     assert len(places) <= MOST_OF_ONE_ENTRY
     assert letters(entry) >= FEWEST_LETTERS
