@@ -14,7 +14,6 @@ from ldmrt.model.training.tasks import presets
 from ....support.pipelines import save_pipeline
 
 KINDS = ["pear", "apple", "pear", "pear", "apple"]
-SMALL: dict[str, Any] = {"block_out_channels": (16, 32), "norm_num_groups": 4}
 
 
 @pytest.fixture
@@ -34,8 +33,8 @@ def fruit(tmp_path: Path) -> Path:
 def pixels(fruit: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
     """Trains classes in pixels."""
     blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    small = {**SMALL, **blocks, "attention_head_dim": 8}
-    monkeypatch.setattr(presets, "UNCONDITIONAL", replace(presets.UNCONDITIONAL, **small))
+    small: dict[str, Any] = {"block_out_channels": (16, 32), "norm_num_groups": 4, "attention_head_dim": 8}
+    monkeypatch.setattr(presets, "UNCONDITIONAL", replace(presets.UNCONDITIONAL, **small, **blocks))
     words = ("train", "classes", "--data", fruit, "--caption-column", "kind", "--size", 16, "--batch", 2)
     return (*words, "--warmup", 0, "--learning-rate", 1e-2, "--schedule", "constant")
 
@@ -43,7 +42,9 @@ def pixels(fruit: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
 @pytest.fixture
 def beside(fruit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
     """Trains text and classes in latents."""
-    monkeypatch.setattr(presets, "UNET", replace(presets.UNET, **SMALL, cross_attention_dim=16, attention_head_dim=2))
+    small = {"block_out_channels": (16,), "norm_num_groups": 4, "cross_attention_dim": 16, "attention_head_dim": 2}
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    monkeypatch.setattr(presets, "UNET", replace(presets.UNET, **small, **blocks))  # type: ignore[arg-type]
     text = {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 16, "num_attention_heads": 2}
     monkeypatch.setattr(presets, "TEXT_ENCODER", presets.TEXT_ENCODER | text)
     vae = save_pipeline("sd15", tmp_path / "source")

@@ -74,6 +74,7 @@ def test_what_it_writes_is_drawn_as_diffusers_would(ldmrt: Any, words: tuple[obj
 
 
 @pytest.mark.slow(minutes=1)
+@pytest.mark.usefixtures("shared_exports")
 def test_what_it_writes_is_exported_and_drawn(ldmrt: Any, words: tuple[object, ...], tmp_path: Path) -> None:
     out, bundle = tmp_path / "out", tmp_path / "bundle"
     assert ldmrt(*words, "--steps", 1, "--out", out).code == 0

@@ -60,6 +60,7 @@ def test_classes_in_pixels_are_drawn_as_diffusers_would(ldmrt: Any, pixels: tupl
 
 
 @pytest.mark.slow(minutes=1)
+@pytest.mark.usefixtures("shared_exports")
 def test_classes_in_pixels_are_exported_and_drawn(ldmrt: Any, pixels: tuple[object, ...], tmp_path: Path) -> None:
     out, bundle = tmp_path / "out", tmp_path / "bundle"
     assert ldmrt(*pixels, "--steps", 1, "--out", out).code == 0
@@ -123,6 +124,7 @@ def test_classes_beside_text_are_drawn_as_diffusers_would(
 
 
 @pytest.mark.slow(minutes=1)
+@pytest.mark.usefixtures("shared_exports")
 def test_classes_beside_text_are_exported_and_drawn(ldmrt: Any, beside: tuple[object, ...], tmp_path: Path) -> None:
     out, bundle = tmp_path / "out", tmp_path / "bundle"
     assert ldmrt(*beside, "--class-column", "kind", "--steps", 1, "--out", out).code == 0
@@ -200,6 +202,7 @@ def test_latents_of_a_codebook(ldmrt: Any, codebook: tuple[object, ...], tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_exports")
 def test_a_model_with_a_codebook_is_trained_further_and_exported(
     ldmrt: Any, codebook: tuple[object, ...], tmp_path: Path
 ) -> None:

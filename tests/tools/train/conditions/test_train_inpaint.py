@@ -57,6 +57,7 @@ def test_what_it_writes_draws_the_same_in_diffusers(
 
 
 @pytest.mark.slow(minutes=1)
+@pytest.mark.usefixtures("shared_exports")
 def test_what_it_writes_is_exported_and_drawn(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     source, out = save_pipeline("sd15", tmp_path / "source"), tmp_path / "out"
     assert ldmrt(*words_of("inpaint", source, pictures, out, "--previews", 0)).code == 0
