@@ -77,6 +77,8 @@ def test_a_loss_that_is_too_large_is_another_model_and_stays_a_choice(
 ) -> None:
     """It is stored with that verdict, which `generate` repeats; float32 is not touched by it."""
     monkeypatch.setitem(tolerances.IMAGE, "int8", tolerances.Tolerance(90.0, "no int8 can reach it"))
+    # so that no islands are looked for, which the tests beside this one are about
+    monkeypatch.setitem(tolerances.COMPONENT, "int8", tolerances.Tolerance(10.0, "any error"))
     ran = ldmrt("verify", changed, "--against", checkpoint, *INT8, "--store")
     assert ran.code == 1
     assert "(openvino int8)" in ran.err
