@@ -3,6 +3,7 @@
 import base64
 import binascii
 import contextlib
+import io
 import re
 from collections.abc import Sequence
 from itertools import islice, repeat
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 import ldmrt
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.encoded import EncodedImage
+from ldmrt.runtime.images.exif import EXIF_BYTES, INFOTEXT, exif_of
 from ldmrt.runtime.images.png import encode_png, notes
 from ldmrt.runtime.images.reading import read
 from ldmrt.runtime.pipeline.infotext.record import MADE, made
@@ -80,8 +82,26 @@ def encoded(job: Job, number: int) -> bytes:
 
 def as_png(job: Job, image: NDArray[np.uint8], number: int, text: str | None = None) -> bytes:
     """Return an image (H, W, 3) of a job as a PNG file likewise; `text` stands in the place of the `infotext`."""
+    return encode_png(image, texts(job, image, number, text))
+
+
+def compressed(job: Job, image: NDArray[np.uint8], number: int, form: str, quality: int) -> bytes:
+    """Return an image (H, W, 3) of a job as a JPEG or WebP file of a quality from 0 to 100, with the same texts.
+
+    Texts that do not fit into a JPEG are left out.
+    """
+    buffer = io.BytesIO()
+    exif = exif_of(texts(job, image, number))
+    if form == "jpeg" and len(exif.tobytes()) > EXIF_BYTES:
+        exif = exif_of({})
+    PIL.Image.fromarray(image).save(buffer, form, quality=quality, exif=exif)
+    return buffer.getvalue()
+
+
+def texts(job: Job, image: NDArray[np.uint8], number: int, text: str | None = None) -> dict[str, str]:
+    """Return the texts that stand in the file of one image (H, W, 3) of a job, by their names."""
     text = infotext(job, image, number) if text is None else text
-    return encode_png(image, {"parameters": text, **notes(parameters(job, image, number))})
+    return {INFOTEXT: text, **notes(parameters(job, image, number))}
 
 
 def in_base64(job: Job, pixels: NDArray[np.uint8], texts: Sequence[str] = ()) -> list[str]:

@@ -1,7 +1,6 @@
 """Serve OpenAI's images API: https://platform.openai.com/docs/api-reference/images."""
 
 import base64
-import io
 import time
 from typing import Any
 
@@ -16,7 +15,7 @@ from starlette.requests import Request as HTTPRequest
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.serve.http.errors import DRAWN, SEEN, NotFound
-from ldmrt.serve.http.images import in_base64, opened
+from ldmrt.serve.http.images import compressed, in_base64, opened
 from ldmrt.serve.http.state import server_of
 from ldmrt.serve.http.submitting import ended, submit
 from ldmrt.serve.jobs.job import Job
@@ -150,7 +149,7 @@ def answer(http: HTTPRequest, job: Job, asked: OpenAIFields) -> dict[str, Any]:
         data = [{"b64_json": text} for text in in_base64(job, job.result(0).pixels)]
     else:
         quality = 100 if asked.output_compression is None else asked.output_compression
-        files = [compressed(image, form, quality) for image in result.pixels]
+        files = [compressed(job, image, number, form, quality) for number, image in enumerate(result.pixels)]
         data = [{"b64_json": base64.b64encode(file).decode()} for file in files]
     height, width = result.pixels.shape[1:3]
     return {
@@ -159,12 +158,3 @@ def answer(http: HTTPRequest, job: Job, asked: OpenAIFields) -> dict[str, Any]:
         "size": f"{width}x{height}",
         "data": [{**image, "seed": seed} for image, seed in zip(data, result.seeds, strict=True)],
     }
-
-
-def compressed(image: NDArray[np.uint8], form: str, quality: int) -> bytes:
-    """Return an image (H, W, 3) as a JPEG or WebP file of a quality from 0 to 100."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, form, quality=quality)
-    return buffer.getvalue()

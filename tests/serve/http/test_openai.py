@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from ldmrt.runtime import Request
 from ldmrt.runtime.bundle.certificate import Certificate, TensorError
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.http.state import Limits
+from ldmrt.tools.console.drawing.embedded.fields import read_fields
 
 from .conftest import Running
 
@@ -77,6 +79,20 @@ def test_other_formats(client: openai.OpenAI, pipeline: Pipeline, form: Any) -> 
     fine, coarse = (decoded(answer)[0].astype(float) for answer in answers)
     right = pipeline.generate(Request("a pear", **FEW)).pixels[0]
     assert np.abs(fine - right).mean() < np.abs(coarse - right).mean()
+
+
+@pytest.mark.parametrize("form", ["jpeg", "webp"])
+def test_other_formats_say_how_they_were_made(client: openai.OpenAI, tmp_path: Path, form: Any) -> None:
+    for prompt, kept in (("a pear", True), ("\N{PEAR}" * 9000, form == "webp")):  # in all 72 KB, more than a JPEG holds
+        answer = client.images.generate(prompt=prompt, output_format=form, extra_body=FEW)
+        assert answer.data is not None
+        path = tmp_path / f"image.{form}"
+        path.write_bytes(base64.b64decode(str(answer.data[0].b64_json)))
+        fields = read_fields("test", path)
+        assert ("ldmrt" in fields, "parameters" in fields) == (kept, kept)
+        if kept:
+            assert json.loads(fields["ldmrt"])["prompt"] == prompt
+            assert fields["parameters"].startswith(prompt.strip())
 
 
 @pytest.mark.parametrize("masked", [True, False])

@@ -12,16 +12,15 @@ from PIL import Image
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.files.writing import write_atomically
+from ldmrt.runtime.images.exif import EXIF_BYTES, exif_of
 from ldmrt.runtime.images.png import encode_png
 from ldmrt.tools.options.images import IMAGES
 
-from .embedded.fields import exif_of
 from .image_paths import FORMATS
 
 OPTIONS: dict[str, dict[str, int]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 LONGEST = {"JPEG": 65535, "WEBP": 16383}  # pixels a side
 GAP = 2  # pixels between two images of a grid
-EXIF_BYTES = 65527  # the limit of one JPEG segment
 
 
 def grid(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from ldmrt.runtime.bundle.bundle import read_manifest
 from ldmrt.runtime.bundle.coverage import manifest_digest
 from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.files.reading import JsonObject
+from ldmrt.runtime.images.exif import INFOTEXT
 from ldmrt.runtime.images.png import notes
 from ldmrt.runtime.images.resizing import UPSCALERS
 from ldmrt.runtime.pipeline.autoencoder.upscale_model import UpscaleModel, open_upscale_model
@@ -19,8 +20,6 @@ from ldmrt.runtime.pipeline.infotext.record import KEYS, MADE, inputs_of, made, 
 from ldmrt.runtime.pipeline.infotext.text import infotext_of
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
-
-from .embedded.fields import INFOTEXT
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldmrt.runtime.images.animation import FORMATS, decode_animation, encode_animation
+from ldmrt.runtime.images.exif import OWN, exif_of
 from ldmrt.runtime.images.png import notes
 from ldmrt.runtime.pipeline.pipeline import Pipeline
-from ldmrt.tools.console.drawing.embedded.fields import OWN, exif_of
 
 from ....support.fakes.small_loras import small_lora
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.images.animation import decode_animation, encode_animation, is_mp4
+from ldmrt.runtime.images.exif import OWN, exif_of
 from ldmrt.runtime.images.png import notes
 
-from .fields import OWN, exif_of, opened
+from .fields import opened
 
 
 def encode_with_parameters(frames: Iterable[NDArray[np.uint8]], kind: str, fps: float, facts: JsonObject) -> bytes:

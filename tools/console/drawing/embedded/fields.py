@@ -1,8 +1,6 @@
-"""Read and write the texts in the file of an image: text chunks of a PNG, EXIF of a JPEG or a WebP, comments.
+"""Read the texts in the file of an image: text chunks of a PNG, EXIF of a JPEG or a WebP, comments.
 
-No pixels are decoded for them. EXIF has two texts. AUTOMATIC1111's is the user comment, in UTF-16, where it and every
-reader of it looks; ldmrt's JSON is the maker note, the field for what the maker of a file has to say in a form of its
-own.
+No pixels are decoded for them.
 """
 
 import codecs
@@ -16,32 +14,15 @@ from typing import TYPE_CHECKING, Any
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import plain_file
 from ldmrt.runtime.images.animation import is_mp4, read_comment
+from ldmrt.runtime.images.exif import EXIF_IFD, INFOTEXT, MAKER, MAKER_NOTE, OWN, UNICODE, USER_COMMENT
 
 if TYPE_CHECKING:
     from PIL import Image
     from PIL.PngImagePlugin import PngImageFile
 
-OWN, INFOTEXT = "ldmrt", "parameters"
-EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
-_MAKER = b"ldmrt\0"  # what ldmrt's maker note begins with
 _CODES = {b"ASCII\0\0\0": "ascii", b"\0\0\0\0\0\0\0\0": "utf-8"}  # of a user comment, its first 8 bytes
-_UNICODE = b"UNICODE\0"  # UTF-16, of which EXIF does not say the order of bytes
 # Tags of the image itself in which ComfyUI keeps its graphs in a WebP: "prompt:{...}", "workflow:{...}".
 _COMFYUI = (0x010E, 0x010F, 0x0110)
-
-
-def exif_of(fields: Mapping[str, str]) -> "Image.Exif":
-    """Return EXIF that holds the fields `OWN` and `INFOTEXT`, those that are there."""
-    from PIL import Image
-
-    exif, tags = Image.Exif(), dict[int, bytes]()
-    if INFOTEXT in fields:
-        tags[USER_COMMENT] = _UNICODE + fields[INFOTEXT].encode("utf-16-be")
-    if OWN in fields:
-        tags[MAKER_NOTE] = _MAKER + fields[OWN].encode()
-    if tags:
-        exif[EXIF_IFD] = tags
-    return exif
 
 
 def read_fields(where: str, path: Path) -> dict[str, str]:
@@ -134,14 +115,14 @@ def _in_exif(image: "Image.Image") -> Iterator[tuple[str, str]]:
             yield name.casefold(), text
     tags: Mapping[int, Any] = exif.get_ifd(EXIF_IFD)
     comment, note = tags.get(USER_COMMENT, b""), tags.get(MAKER_NOTE, b"")
-    if isinstance(comment, bytes) and (comment[:8] in _CODES or comment.startswith(_UNICODE)):
+    if isinstance(comment, bytes) and (comment[:8] in _CODES or comment.startswith(UNICODE)):
         with contextlib.suppress(UnicodeDecodeError):
             yield INFOTEXT, comment[8:].decode(_CODES.get(comment[:8]) or _order_of(comment[8:]))
     elif isinstance(comment, str):
         yield INFOTEXT, comment
-    if isinstance(note, bytes) and note.startswith(_MAKER):
+    if isinstance(note, bytes) and note.startswith(MAKER):
         with contextlib.suppress(UnicodeDecodeError):
-            yield OWN, note.removeprefix(_MAKER).decode()
+            yield OWN, note.removeprefix(MAKER).decode()
 
 
 def _order_of(text: bytes) -> str:

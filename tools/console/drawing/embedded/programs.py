@@ -8,10 +8,11 @@ from typing import Any
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject, decode_json
+from ldmrt.runtime.images.exif import INFOTEXT, OWN
 from ldmrt.runtime.pipeline.infotext.text import read_infotext
 
 from .comfyui import read_graph
-from .fields import INFOTEXT, OWN, read_fields
+from .fields import read_fields
 
 LDMRT = "ldmrt"
 A1111, COMFYUI, INVOKEAI = "AUTOMATIC1111's web UI", "ComfyUI", "InvokeAI"
