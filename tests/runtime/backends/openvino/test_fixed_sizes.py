@@ -35,7 +35,7 @@ def sizes_of_open(engine: OpenVinoEngine) -> list[list[int] | None]:
 def test_a_fixed_network_computes_what_the_other_does(graph: str, bundle: Path) -> None:
     """Both sum in float32, and with fixed sizes OpenVINO may take other kernels: as far apart as from ONNX Runtime."""
     engine, (other, ort) = fixed(bundle, graph, after=2), engines(bundle, graph)
-    for batch, height, width in ((2, 16, 32), (1, 16, 16), (3, 24, 16)):
+    for batch, height, width in ((2, 16, 32), (3, 24, 16), *([(1, 16, 16)] if graph == "unet" else [])):
         inputs = feeds(other, batch, height, width)
         first, second = engine(**inputs), engine(**inputs)
         assert None not in sizes_of_open(engine)[-1:]
@@ -47,15 +47,16 @@ def test_a_fixed_network_computes_what_the_other_does(graph: str, bundle: Path) 
 def test_threads_with_other_sizes_free_no_network_that_runs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call takes the place of another's network."""
     monkeypatch.setattr(by_sizes, "MOST", 1)
-    engine, (other, _) = fixed(bundle), engines(bundle, "unet")
+    graph = "text_encoder"  # which is compiled quickly
+    engine, (other, _) = fixed(bundle, graph), engines(bundle, graph)
     inputs = [feeds(other, batch) for batch in (1, 2, 3)]
     expected = [other(**one) for one in inputs]
     faults, done = list[int](), list[int]()
 
     def run(number: int) -> None:
         for _ in range(4):
-            (found,), (one,) = engine(**inputs[number]).values(), expected[number].values()
-            if np.abs(found - one).max() > ROUNDING * np.abs(one).max():
+            pairs = zip(engine(**inputs[number]).values(), expected[number].values(), strict=True)
+            if any(np.abs(found - one).max() > ROUNDING * np.abs(one).max() for found, one in pairs):
                 faults.append(number)
             done.append(number)
 
