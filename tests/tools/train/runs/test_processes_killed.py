@@ -17,7 +17,7 @@ import pytest
 
 from ldmrt.model.training.loop.states.kept import saved_states
 
-from .saved import written
+from .saved import last_state, written
 
 pytestmark = pytest.mark.slow(minutes=2)
 SECONDS = 120  # a hung process is a failure
@@ -27,11 +27,19 @@ TASKS = {
     "autoencoder": ("--adversarial", 0.5, "--discriminator-layers", 1, "--accumulate", 2),
     "lora": ("--from", "SOURCE", "--previews", 0, "--rank", 2),
 }
-# Which process is sent which signal, and how the launcher ends then
+LOST = "error: train: another process of this training has ended\n"
+KILLED = "error: train: process 0 of 2 was killed; found SIGKILL\n"
+# Which process is sent which signal, how the launcher ends then, and what it says
 ENDS = {
-    "autoencoder": [("launcher", "SIGTERM", 143), (1, "SIGKILL", 2), ("launcher", "SIGINT", 130), (0, "SIGKILL", 2)],
-    "lora": [("launcher", "SIGINT", 130), (0, "SIGKILL", 2), ("launcher", "SIGKILL", -9), (1, "SIGTERM", 143)],
-}
+    "autoencoder": [
+        ("launcher", "SIGTERM", 143, ""), (1, "SIGKILL", 2, LOST),
+        ("launcher", "SIGINT", 130, "stopped"), (0, "SIGKILL", 2, KILLED),
+    ],
+    "lora": [
+        ("launcher", "SIGINT", 130, "stopped"), (0, "SIGKILL", 2, KILLED),
+        ("launcher", "SIGKILL", -9, ""), (1, "SIGTERM", 143, ""),
+    ],
+}  # fmt: skip
 
 
 def start(words: tuple[object, ...]) -> "subprocess.Popen[str]":
@@ -63,16 +71,25 @@ def test_any_end_of_two_processes_is_resumed_to_the_bit(task: str, places: tuple
     whole, out, chance = start((*words, tmp_path / "whole")), tmp_path / "parts", random.Random(task)
     _, err = whole.communicate(timeout=SECONDS)
     assert whole.returncode == 0, err
-    for number, (whom, name, code) in enumerate(itertools.islice(itertools.cycle(ENDS[task]), KILLS)):
+    for number, (whom, name, code, said) in enumerate(itertools.islice(itertools.cycle(ENDS[task]), KILLS)):
         launcher = start((*words, out, *(("--resume",) if saved_states(out) else ())))
         step = chance.randint(14 * number, 14 * number + 8)
         wait_for(lambda step=step, launcher=launcher: last_step(out) > step or launcher.poll() is not None)
         assert launcher.poll() is None, launcher.communicate()[1]
         workers = {int(one.environ()["RANK"]): one for one in psutil.Process(launcher.pid).children()}
+        begin = time.monotonic()
         (workers[whom] if isinstance(whom, int) else launcher).send_signal(getattr(signal, name))
         _, err = launcher.communicate(timeout=SECONDS)
         assert launcher.returncode == code, err
         wait_for(lambda workers=workers: not any(one.is_running() for one in workers.values()))
+        assert time.monotonic() - begin < 10  # the specification's; it takes about 3
+        assert said in err
+        assert err.count("error:") == said.count("error:")
+        saved = last_state(out)["step"]
+        if (whom, name) == (0, "SIGKILL"):  # the one that saves: what it had saved before is left
+            assert saved % 5 == 0
+        else:
+            assert saved >= last_step(out) - 1  # the step in which the other was killed has no log
         assert step < last_step(out) < STEPS
     rest = start((*words, out, "--resume"))
     _, err = rest.communicate(timeout=SECONDS)

@@ -80,7 +80,7 @@ def test_two_processes_are_one_training(ldmrt: Any, words: list[str], tmp_path: 
 def test_an_error_is_one_message(words: list[str], tmp_path: Path) -> None:
     (tmp_path / OLD).parent.mkdir()
     (tmp_path / OLD).write_text("")
-    code, _, err = run("-m", "ldmrt", *words, "--out", tmp_path, "--processes", 3)
+    code, _, err = run("-m", "ldmrt", *words, "--out", tmp_path, "--processes", 2)
     assert code == 2
     assert re.fullmatch(rf"error: train: {tmp_path / OLD} exists already\n  try: .*\n", err)
 
@@ -94,40 +94,31 @@ def test_another_number_than_the_launchers_is_refused(words: list[str], tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("whom", "name", "code", "said"),
-    [
-        ("launcher", "SIGTERM", 143, ""),
-        ("launcher", "SIGINT", 130, "stopped"),
-        (0, "SIGTERM", 143, ""),
-        (1, "SIGTERM", 143, ""),
-        (1, "SIGKILL", 2, "error: train: another process of this training has ended\n"),
-        (0, "SIGKILL", 2, "error: train: process 0 of 2 was killed; found SIGKILL\n"),
-        ("killed launcher", "SIGKILL", -9, ""),
-    ],
-)
+@pytest.mark.parametrize(("whom", "name", "code"), [(0, "SIGTERM", 143), (1, "SIGTERM", 143), (None, "SIGKILL", -9)])
 def test_a_signal_to_any_ends_all_with_a_state(
-    whom: int | str, name: str, code: int, said: str, words: list[str], tmp_path: Path
+    whom: int | None, name: str, code: int, words: list[str], tmp_path: Path
 ) -> None:
-    changed = ("--steps", 100000, "--save-every", 5, "--out", tmp_path, "--processes", 2)
-    launcher = start("-m", "ldmrt", *words, *changed)
+    """To a process or, without its number, to the launcher; test_processes_killed.py sends the others. Before it, one
+    to the launcher that saves is passed on.
+    """
+    changed = ("--steps", 100000, "--save-every", 100000, "--out", tmp_path, "--processes", 2)
+    launcher, log = start("-m", "ldmrt", *words, *changed), tmp_path / "log.jsonl"
+    wait_for(lambda: log.is_file() and log.stat().st_size)
+    launcher.send_signal(signal.SIGUSR1)
     wait_for(lambda: saved_states(tmp_path))
+    assert launcher.poll() is None
     workers = {int(one.environ()["RANK"]): one for one in psutil.Process(launcher.pid).children()}
     assert sorted(workers) == [0, 1]
     begin = time.monotonic()
-    (workers[whom] if isinstance(whom, int) else launcher).send_signal(getattr(signal, name))
+    (launcher if whom is None else workers[whom]).send_signal(getattr(signal, name))
     _, err = launcher.communicate(timeout=SECONDS)
     wait_for(lambda: not any(one.is_running() for one in workers.values()))
     assert time.monotonic() - begin < 10  # the specification's; it takes about 3
     assert launcher.returncode == code
-    assert said in err
-    assert err.count("error:") == said.count("error:")
+    assert "error:" not in err
     saved = last_state(tmp_path)["step"]
-    logged = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"]
-    if whom == 0 and name == "SIGKILL":  # the one that saves: what it had saved before is left
-        assert saved % 5 == 0
-    else:
-        assert saved >= logged - 1  # the step in which the other was killed has no log
+    logged = json.loads(log.read_text().splitlines()[-1])["step"]
+    assert saved >= logged - 1  # the step in which the other was killed has no log
 
 
 def wait_for(condition: Any) -> None:
@@ -135,20 +126,6 @@ def wait_for(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
-
-
-@pytest.mark.slow
-def test_a_saving_signal_is_passed_on(words: list[str], tmp_path: Path) -> None:
-    changed = ("--steps", 100000, "--save-every", 100000, "--out", tmp_path, "--processes", 2)
-    launcher = start("-m", "ldmrt", *words, *changed)
-    log = tmp_path / "log.jsonl"
-    wait_for(lambda: log.is_file() and log.stat().st_size)
-    launcher.send_signal(signal.SIGUSR1)
-    wait_for(lambda: saved_states(tmp_path))
-    assert launcher.poll() is None
-    launcher.send_signal(signal.SIGTERM)
-    launcher.communicate(timeout=SECONDS)
-    assert launcher.returncode == 143
 
 
 @pytest.mark.slow
@@ -171,18 +148,18 @@ def test_two_machines_are_one_training(words: list[str], tmp_path: Path) -> None
 
 @pytest.mark.slow(minutes=2)
 def test_a_whole_training_in_processes(ldmrt: Any, words: list[str], tmp_path: Path) -> None:
-    """An autoencoder and a model in its latents, with validation; resumed with another number of processes."""
+    """An autoencoder and a model in its latents, with validation; resumed by one process."""
     folder = tmp_path / "ae"
     assert ldmrt(*words, "--out", folder).code == 0
     data = words[words.index("--data") + 1]
     line = f"train ldm --data {data} --size 16 --batch 3 --autoencoder {folder} --validation 0.3 --vocabulary 600"
-    line += " --optimizer sgd --save-every 1"
+    line += " --optimizer sgd --save-every 2"
     whole = ldmrt(*line.split(), "--steps", 4, "--schedule", "constant", "--out", tmp_path / "alone")
-    assert whole.code == 0, whole.output
+    assert whole.code == 0, whole.err
     half = (*line.split(), "--schedule", "constant", "--out", tmp_path / "both")
     code, _, err = run("-m", "ldmrt", *half, "--steps", 2, "--processes", 2)
     assert code == 0, err
-    assert err.count("validation loss") == 2
-    code, _, err = run("-m", "ldmrt", *half, "--steps", 4, "--resume", "--processes", 3)
-    assert code == 0, err
+    assert err.count("validation loss") == 1
+    rest = ldmrt(*half, "--steps", 4, "--resume")
+    assert rest.code == 0, rest.err
     assert_close(tmp_path / "alone", tmp_path / "both")
