@@ -15,6 +15,7 @@ from PIL import Image
 
 from ldmrt.model.training.loop.states.kept import STATES, saved_states
 from ldmrt.model.training.tasks import presets
+from ldmrt.tools.console.training import checks
 
 from ..console.records.cards import check_card
 from .runs.saved import contents, last_state
@@ -75,10 +76,9 @@ def test_bad_words(
 
 
 def test_autoencoder_of_other_channels(
-    ldmrt: Any, pictures: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ldmrt: Any, pictures: Path, checkpoint: Path, tmp_path: Path, small_networks: None
 ) -> None:
     """The tiny checkpoint's has 4 at a factor of 2: the U-Net is made to fit, and --size says of which pictures."""
-    monkeypatch.setattr(presets, "UNET", replace(presets.UNET, block_out_channels=(32, 32), norm_num_groups=8))
     out = tmp_path / "out"
     words = ("--data", pictures, "--autoencoder", checkpoint, "--out", out, "--steps", 1, "--batch", 1)
     assert ldmrt("train", "ldm", *words, "--size", 16).code == 0
@@ -119,7 +119,7 @@ def test_an_upscaler_is_trained_stopped_and_used(
         assert image.size == (128, 128)
 
 
-def test_resume_as_something_else(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+def test_resume_as_something_else(ldmrt: Any, pictures: Path, tmp_path: Path, small_networks: None) -> None:
     out = tmp_path / "out"
     words = ("train", "autoencoder", "--data", pictures, "--out", out, "--batch", 1)
     assert ldmrt(*words, "--steps", 1).code == 0
@@ -144,8 +144,11 @@ def test_resume_as_something_else(ldmrt: Any, pictures: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_whole_way(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
-    """Pictures to autoencoder to diffusion model to bundle to a picture, in the demo's own size."""
+def test_the_whole_way(
+    ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_networks: None
+) -> None:
+    """Pictures to autoencoder to diffusion model to bundle to a picture; .ci/chain.sh goes it in the demo's size."""
+    monkeypatch.setattr(checks, "SHOWN", 32)  # as a user sees
     ae, ldm, bundle, out = (tmp_path / name for name in ("ae", "ldm", "bundle", "out.png"))
     short = ["--data", pictures, "--steps", 2, "--batch", 2]
     ran = ldmrt("train", "autoencoder", *short, "--out", ae)
@@ -197,7 +200,7 @@ def test_a_signal_saves_and_resume_goes_on(number: int, code: int, ldmrt: Any, p
     assert last_state(tmp_path)["step"] == step + 2
 
 
-def test_the_log_is_shown(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+def test_the_log_is_shown(ldmrt: Any, pictures: Path, tmp_path: Path, small_networks: None) -> None:
     out = tmp_path / "out"
     words = ("train", "autoencoder", "--data", pictures, "--out", out, "--batch", 2, "--size", 16)
     assert ldmrt(*words, "--steps", 3, "--log-every", 1, "--accumulate", 2).code == 0
@@ -216,7 +219,7 @@ def test_more_parts_than_images_leave_nothing_behind(ldmrt: Any, pictures: Path,
     assert not (tmp_path / "out").exists()
 
 
-def test_held_out_images_are_measured(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+def test_held_out_images_are_measured(ldmrt: Any, pictures: Path, tmp_path: Path, small_networks: None) -> None:
     out = tmp_path / "out"
     words = ("train", "autoencoder", "--data", pictures, "--out", out, "--batch", 2, "--size", 16)
     ran = ldmrt(*words, "--steps", 4, "--save-every", 2, "--validation", 0.4)
@@ -241,7 +244,9 @@ def test_a_model_of_flow_draws_what_diffusers_draws(
     two = {"block_out_channels": (16, 16), "layers_per_block": 1, "norm_num_groups": 4}
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     monkeypatch.setattr(presets, "AUTOENCODER", replace(presets.AUTOENCODER, latent_channels=4, **two, **kinds))
-    monkeypatch.setattr(presets, "UNET", replace(presets.UNET, attention_head_dim=2, **two))
+    one = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    unet = {**two, **one, "block_out_channels": (16,), "attention_head_dim": 2}
+    monkeypatch.setattr(presets, "UNET", replace(presets.UNET, **unet))  # type: ignore[arg-type]
     ae, ldm, bundle = (tmp_path / name for name in ("ae", "ldm", "bundle"))
     words = ["--data", pictures, "--size", 16, "--steps", 2, "--batch", 2]
     assert ldmrt("train", "autoencoder", *words, "--out", ae).code == 0
@@ -260,6 +265,7 @@ def test_a_model_of_flow_draws_what_diffusers_draws(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_exports")
 @pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
 def test_a_unet_in_pixels_is_trained_exported_and_drawn_with(
     ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variance: str
