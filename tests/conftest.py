@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         minutes[item.path] += slow.kwargs.get("minutes", 0) if slow else 0
         tests[item.path] += 1
     items.sort(key=lambda item: (-minutes[item.path], -tests[item.path]))  # stable: files stay together
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures are made
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the slow tests that would begin after LDMRT_TEST_UNTIL, in seconds of `date +%s`: CI has to end in time."""
+    until = float(os.environ.get("LDMRT_TEST_UNTIL", "inf"))
+    if item.get_closest_marker("slow") and time.time() > until:
+        pytest.skip("no time was left for it")
 
 
 def pytest_runtest_protocol() -> None:

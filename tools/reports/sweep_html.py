@@ -80,7 +80,7 @@ def _named(axes: Sequence[Axis], place: Place) -> str:
 def _header(axes: Sequence[Axis], reference: Place, about: Mapping[str, str]) -> Markup:
     explained = (
         "Seconds are those of a cell's images after others of the same size, with the ratio to the reference in "
-        "brackets. PSNR and SSIM compare its pixels with the reference's, which is framed: "
+        "brackets. PSNR and SSIM, which needs scikit-image, compare its pixels with the reference's, which is framed: "
     )
     heading = tag("h1", "Sweep of ", " × ".join(name for name, _ in axes))
     said = tag("p", explained, tag("b", _named(axes, reference)), ".")

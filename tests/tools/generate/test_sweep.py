@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -205,11 +206,25 @@ def test_variations_begin_at_none(ldmrt: Any, bundle: Path, tmp_path: Path) -> N
 
 def test_a_precision_is_what_openvino_computes_in(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    out = tmp_path / "sweep.html"
-    words = ["--backend", "openvino", "--axis", "precision=fp32", "--steps", 2]
+    from ldmrt.runtime.backends.openvino.devices import precisions
+
+    out, kinds = tmp_path / "sweep.html", [kind for kind in ("fp32", "bf16") if kind in precisions("CPU")]
+    words = ["--backend", "openvino", "--axis", f"precision={','.join(kinds)}", "--steps", 2]
     assert ldmrt("sweep", bundle, PROMPT, *words, "-o", out).code == 0
-    drawn = open_bundle(bundle, "openvino")(PROMPT, num_inference_steps=2).pixels[0]
-    np.testing.assert_array_equal(images_in(out.read_text(encoding="utf-8"))[0], drawn)
+    for kind, image in zip(kinds, images_in(out.read_text(encoding="utf-8")), strict=True):
+        drawn = open_bundle(bundle, "openvino", compute=kind)(PROMPT, num_inference_steps=2).pixels[0]
+        np.testing.assert_array_equal(image, drawn)
+
+
+def test_a_deep_cache_is_an_axis(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    folder, out = Path(shutil.copytree(bundle, tmp_path / "bundle")), tmp_path / "sweep.html"
+    assert ldmrt("export", checkpoint, folder, "--deep-cache", "--no-verify").code == 0  # the U-Net is cut, not traced
+    ran = ldmrt("sweep", folder, PROMPT, "--axis", "deep-cache=,2,3", "--steps", 4, "-o", out)
+    assert ran.code == 0, ran.err
+    pipeline, images = open_bundle(folder), images_in(out.read_text(encoding="utf-8"))
+    for every, image in zip((None, 2, 3), images, strict=True):
+        np.testing.assert_array_equal(image, pipeline(PROMPT, num_inference_steps=4, deep_cache=every).pixels[0])
+    assert len({image.tobytes() for image in images}) == 3
 
 
 def test_loras_are_an_axis_and_images_are_drawn_again(
