@@ -130,8 +130,9 @@ def add_embeddings(
         words: list[str] = []
         for part in parts_for(embedding, encoders):
             if part in unrounded:
-                table = encoders[part].get_input_embeddings().weight
-                table.data = numbers(table).float()
+                table = encoders[part].get_input_embeddings()
+                assert isinstance(table, nn.Embedding)
+                table.weight.data = numbers(table.weight).float()
             name = part.replace("text_encoder", "tokenizer")
             added, tokenizers[name] = _add_words(encoders[part], tokenizers[name], embedding, part)
             known[part].update(added)

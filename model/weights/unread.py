@@ -22,7 +22,7 @@ _LEAVING: ContextVar[bool] = ContextVar("leaving", default=False)
 class _Zeros(mmap.mmap):
     """Holds pages that take no memory until something is written to them, and what reads the weight in their place."""
 
-    read: Callable[[], Tensor]
+    reader: Callable[[], Tensor]
     stored: Tensor | None  # where that only casts it
 
 
@@ -87,7 +87,7 @@ def numbers(weight: Tensor) -> Tensor:
     if zeros is None:
         return weight.detach()
     _give_back(len(zeros))
-    value = zeros.read().contiguous()
+    value = zeros.reader().contiguous()
     return value if value.stride() == weight.stride() else value.as_strided(weight.shape, weight.stride())
 
 
@@ -131,7 +131,7 @@ def _cast(stored: Tensor, dtype: torch.dtype) -> Tensor:
 def _standing_for(like: Tensor, dtype: torch.dtype, read: Callable[[], Tensor], stored: Tensor | None = None) -> Tensor:
     """Return zeros of a tensor's shape that stand for what `read` returns, which may be a cast of what is stored."""
     zeros = _Zeros(-1, like.numel() * dtype.itemsize, access=mmap.ACCESS_COPY)
-    zeros.read, zeros.stored = read, stored
+    zeros.reader, zeros.stored = read, stored
     tensor = torch.frombuffer(zeros, dtype=dtype, count=like.numel()).reshape(like.shape)
     _UNREAD[tensor.data_ptr()] = zeros
     return tensor

@@ -278,14 +278,14 @@ class Layer:
             The changed weight, float32.
         """
         assert self.delta is not None
-        delta = (np.float32(self.scale) * self.delta.product()).reshape(weight.shape)
+        delta: Array = (np.float32(self.scale) * self.delta.product()).reshape(weight.shape)
         if self.magnitude is None:
             delta *= np.float32(factor)  # in place: with large weights each copy counts
             delta += weight
             return delta
         within, outside = map(np.float32, (factor, 1.0) if self.magnitude.inside else (1.0, factor))
         ratio = self.magnitude.ratio(before + within * delta)
-        value = (weight + within * delta) * (outside * (ratio - 1) + 1)
+        value: Array = (weight + within * delta) * (outside * (ratio - 1) + 1)
         return value
 
 
