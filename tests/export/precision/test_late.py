@@ -19,7 +19,7 @@ from ldmrt.model.weights import unread
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.options.checkpoint import CheckpointOptions
 
-from ...conftest import wide_checkpoint
+from ...support.fakes.wide import wide_checkpoint
 
 ISLANDS = {"unet": {"mid_block.resnets.0": "a test"}}
 

@@ -21,7 +21,7 @@ from ldmrt.tools.console.verification.measure import record_checkpoint
 from ldmrt.tools.console.verification.runnable import short_of_memory
 from ldmrt.tools.options.checkpoint import CheckpointOptions
 
-from ...conftest import wide_checkpoint
+from ...support.fakes.wide import wide_checkpoint
 from ...support.families.flux import save_flux
 from ...support.families.pixart import save_pixart
 from ...support.families.stable_diffusion_3 import EXPORTED, save_sd3
