@@ -26,6 +26,7 @@ from .checks import check_graph
 from .cpu.upsample import convolve_before_upsampling
 from .cpu.winograd import convolve_by_tiles
 from .cuda.write import write_cuda_graphs
+from .decompositions import lowered_once
 from .fused_step import write_fused_step
 from .naming import name_after_modules
 from .translations import TRANSLATIONS
@@ -74,7 +75,7 @@ def to_onnx(component: Component, folder: Path, *, rewritten: bool = True) -> Pa
     # Odd, unequal sides: the tracer cannot take a size for a constant. One timestep: the graph expands it to the batch.
     sizes = {"batch": 2, "height": 9 * unit, "width": 13 * unit, "timesteps": 1}
     feeds = tensors(inputs, example(component, sizes))
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), lowered_once():
         program = torch.onnx.export(
             _Positional(component.module, list(feeds)),
             tuple(feeds.values()),
