@@ -15,7 +15,7 @@ import torch
 
 aten = torch.ops.aten
 Known = torch._ops.OpOverload
-# Operators that are as in torch's own pass, as U-Nets, autoencoders and CLIP have them
+# Operators that are as in torch's own pass, as U-Nets and autoencoders have them
 KEPT = frozenset(
     """
     _assert_scalar.default _assert_tensor_metadata.default _to_copy.default add.Tensor alias.default arange.default
