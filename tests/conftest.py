@@ -162,6 +162,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             return folder
         if not folder.exists():
             work = folder.with_suffix(".part")
+            shutil.rmtree(work, ignore_errors=True)  # of one that failed
             make(work)
             work.rename(folder)
     return folder

@@ -26,10 +26,10 @@ from .checks import check_graph
 from .cpu.upsample import convolve_before_upsampling
 from .cpu.winograd import convolve_by_tiles
 from .cuda.write import write_cuda_graphs
-from .decompositions import lowered_once
 from .fused_step import write_fused_step
 from .naming import name_after_modules
-from .translations import TRANSLATIONS
+from .operators.decompositions import lowered_once
+from .operators.translations import TRANSLATIONS
 
 if TYPE_CHECKING:
     from onnx_ir import Function, Graph, Model, TensorProtocol

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from ldmrt.export.components.specs import IN_FLOAT32
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.weights.mapping import release
-from ldmrt.model.weights.unread import numbers
+from ldmrt.model.weights.unread import is_unread, numbers
 from ldmrt.runtime.bundle.graphs import inside
 
 Regions = Sequence[tuple[str, torch.dtype]]  # modules, outer ones first, and what each computes in; the first is ""
@@ -31,7 +31,7 @@ def computing(module: nn.Module, regions: Regions) -> Iterator[None]:
     for place, (path, dtype) in enumerate(regions[1:], 1):
         hooks += door(named[path], dtype, _dtype(path, regions[:place]))
     for name, one in named.items():
-        if any(True for _ in one.parameters(recurse=False)):
+        if _read_by(one):
             hooks += _opened(one, _dtype(name, regions))
     try:
         yield
@@ -81,13 +81,19 @@ def _dtype(path: str, regions: Regions) -> torch.dtype:
     return next(dtype for name, dtype in reversed(regions) if name == "" or inside(path, name))
 
 
+def _read_by(module: nn.Module) -> list[Tensor]:
+    """Return the weights that a module reads itself; of its buffers, those that were left unread."""
+    inner = getattr(module, "reads_inner_weights", False)
+    return [*module.parameters(recurse=inner), *filter(is_unread, module.buffers(recurse=False))]
+
+
 def _opened(module: nn.Module, dtype: torch.dtype) -> list[RemovableHandle]:
-    """Hooks that lend a module its weights in a precision: they may lie in a file's mapping, and stay there."""
-    lent: dict[nn.Parameter, Tensor] = {}
+    """Hooks that lend a module its weights in a precision; those in a file, and those left unread, stay as they are."""
+    lent: dict[Tensor, Tensor] = {}
     alone = next(module.children(), None) is None
 
     def open_up(_: nn.Module, args: object, given: object) -> tuple[Any, dict[str, Any]] | None:
-        for weight in module.parameters(recurse=False):
+        for weight in _read_by(module):
             lent[weight], weight.data = weight.data, numbers(weight).to(dtype)
             if alone:
                 weight.data = weight.data.float()

@@ -42,6 +42,8 @@ class VQConfig(CodecConfig):
 class Quantizer(nn.Module):
     """Puts the nearest vector of a codebook in the place of each latent (van den Oord et al. 2017, equation 1)."""
 
+    reads_inner_weights = True  # of `embedding`, beside calling it
+
     def __init__(self, codes: int, width: int) -> None:
         """Build a codebook of so many vectors of this width."""
         super().__init__()

@@ -55,7 +55,7 @@ def unread(value: Tensor, read: Callable[[], Tensor]) -> Tensor:
     """Return what a network holds for a weight: its value, or zeros that stand for it while weights are left unread.
 
     Args:
-        value: The weight as `read` returned it once. One that is small or lies in a mapped file is returned as it is.
+        value: The weight, as `read` returns it. One that is small or lies in a mapped file is returned as it is.
         read: Returns the weight again whenever its numbers are asked for.
     """
     if not leaving() or value.nbytes <= SMALL or is_mapped(value):
@@ -76,6 +76,11 @@ def cast_later(weight: Tensor, dtype: torch.dtype) -> None:
         weight.data = _standing_for(stored, dtype, partial(_cast, stored, dtype), stored)
     else:
         weight.data = _cast(stored, dtype)
+
+
+def is_unread(weight: Tensor) -> bool:
+    """Tell whether a tensor stands for an unread weight."""
+    return _zeros_of(weight) is not None
 
 
 def numbers(weight: Tensor) -> Tensor:

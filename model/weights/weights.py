@@ -23,7 +23,7 @@ from .lazy import Lazy, Place, as_it_is
 from .mapping import forget, map_file, release
 from .pickled import lazy_tensor, load_pickle, unwrapped
 from .quantized import computed_dtype, unscaled
-from .unread import leaving, unread
+from .unread import leaving, numbers, unread
 
 DTYPES = {
     "F64": torch.float64,
@@ -218,7 +218,7 @@ def fill(component: str, network: N, matched: Mapping[str, Lazy], tensors: Tenso
     """Put tensors in the place of a network's, which may be on the meta device.
 
     One is read at a time. Those that are stored as `dtype` stay in the file's mapping and take no memory until they
-    are used; within `leave_unread` that holds of all.
+    are used; within `leave_unread` that holds of all large ones.
 
     Args:
         component: The part of the checkpoint that errors name.
@@ -280,7 +280,7 @@ def write(component: str, path: Path, state: Mapping[str, Tensor], dtype: torch.
     with write_atomically(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key in order:
-            value = state[key].detach().to("cpu", dtypes[key]).contiguous()
+            value = numbers(state[key]).to("cpu", dtypes[key]).contiguous()
             if dtype and not finite(value):
                 raise LdmrtError(component, f"{key} is not finite in {dtype}", hint="save as float32")
             file.write(value.reshape(-1).view(torch.uint8).numpy().data)

@@ -23,9 +23,9 @@ def exif_of(fields: Mapping[str, str]) -> "Image.Exif":
 
     exif, tags = Image.Exif(), dict[int, bytes]()
     if INFOTEXT in fields:
-        tags[USER_COMMENT] = UNICODE + fields[INFOTEXT].encode("utf-16-be")
+        tags[USER_COMMENT] = UNICODE + fields[INFOTEXT].encode("utf-16-be", "replace")
     if OWN in fields:
-        tags[MAKER_NOTE] = MAKER + fields[OWN].encode()
+        tags[MAKER_NOTE] = MAKER + fields[OWN].encode("utf-8", "replace")
     if tags:
         exif[EXIF_IFD] = tags
     return exif

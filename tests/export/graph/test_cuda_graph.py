@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ldmrt.export.graph.attention import attend_side_by_side
 from ldmrt.export.graph.cuda.write import write_cuda_graph
 from ldmrt.export.graph.naming import name_after_modules
-from ldmrt.export.graph.translations import TRANSLATIONS
+from ldmrt.export.graph.operators.translations import TRANSLATIONS
 from ldmrt.model.networks.attention import Transformer2D
 from ldmrt.model.networks.blocks import ResnetBlock
 from ldmrt.runtime.backends.ort.engine import OrtEngine

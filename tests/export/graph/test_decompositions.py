@@ -7,13 +7,13 @@ import pytest
 from torch.onnx._internal.exporter import _fx_passes
 
 from ldmrt.export.components.table import components
-from ldmrt.export.graph import decompositions
+from ldmrt.export.graph.operators import decompositions
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.model import load
 
 
 @pytest.mark.slow(minutes=0.5)
-@pytest.mark.parametrize("name", ["unet", "vae_encoder", "vae_decoder"])
+@pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_encoder", "vae_decoder"])
 def test_the_graph_is_that_of_torchs_own_pass(
     name: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

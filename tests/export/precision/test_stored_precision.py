@@ -13,10 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from ldmrt.export.components.fingerprint import fingerprint
 from ldmrt.export.components.table import components, example
+from ldmrt.export.precision.casting import computing
 from ldmrt.export.precision.policy import apply_precisions, parse
 from ldmrt.export.precision.streaming import streamed
+from ldmrt.model.networks.vq_autoencoder import Quantizer
 from ldmrt.model.weights import unread
 from ldmrt.model.weights.unread import leave_unread
+from ldmrt.model.weights.weights import Tensors, fill, match, open_weights, write
 from ldmrt.tools.options.checkpoint import CheckpointOptions
 
 STORED = {
@@ -84,3 +87,37 @@ def test_streamed_weights_compute_what_loaded_ones_do(folder: Path) -> None:
                 part.engine()(**inputs).values(), loaded[name].engine()(**inputs).values(), strict=True
             ):
                 assert np.array_equal(one, other), name
+
+
+class Placed(torch.nn.Module):
+    """Adds a buffer, as Stable Diffusion 3 adds positions, and looks the sum up in a codebook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("place", torch.randn(1, 4, 32, 32))
+        self.quantize = Quantizer(512, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.quantize(x + self.place)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float16])
+def test_buffers_and_weights_that_another_module_reads_are_lent(stored: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path, x = tmp_path / "x.safetensors", torch.randn(2, 4, 32, 32)
+    save_file({key: value.to(stored) for key, value in Placed().state_dict().items()}, path)
+
+    def loaded(dtype: torch.dtype | None) -> Placed:
+        tensors, network = Tensors(open_weights("vae", path), path), Placed().to("meta")
+        return fill("vae", network, match("vae", network, tensors), tensors, dtype)
+
+    expected = loaded(torch.float32)(x)
+    with leave_unread():
+        network = loaded(None)
+    with torch.no_grad(), computing(network, [("", torch.float32)]):
+        assert torch.equal(network(x), expected)
+    write("vae", tmp_path / "y.safetensors", network.state_dict())
+    held = load_file(path)
+    for key, value in load_file(tmp_path / "y.safetensors").items():
+        assert torch.equal(value, held[key].to(value.dtype))

@@ -15,15 +15,14 @@ import torch
 
 aten = torch.ops.aten
 Known = torch._ops.OpOverload
-# Operators that are as in torch's own pass, as U-Nets and autoencoders have them
+# Operators that torch's own pass leaves as they are, in U-Nets, autoencoders and CLIP
 KEPT = frozenset(
     """
-    _assert_scalar.default _assert_tensor_metadata.default _to_copy.default add.Tensor alias.default arange.default
-    argmax.default cat.default clamp.default conv2d.default cos.default div.Tensor embedding.default exp.default
-    expand.default gelu.default group_norm.default index.Tensor layer_norm.default le.Tensor linear.default
-    matmul.default mean.dim mul.Tensor pad.default permute.default pow.Tensor_Scalar relu.default rsqrt.default
-    scaled_dot_product_attention.default sigmoid.default silu.default sin.default slice.Tensor split.Tensor
-    sym_size.int transpose.int unbind.int unsqueeze.default upsample_nearest2d.vec view.default
+    _assert_scalar.default _assert_tensor_metadata.default add.Tensor alias.default arange.default argmax.default
+    cat.default conv2d.default cos.default div.Tensor embedding.default eq.Scalar exp.default expand.default
+    gelu.default group_norm.default index.Tensor layer_norm.default le.Tensor linear.default mul.Tensor pad.default
+    scaled_dot_product_attention.default sigmoid.default silu.default sin.default sym_size.int transpose.int
+    unsqueeze.default upsample_nearest2d.vec view.default
 """.split()
 )
 CHECKS = (aten._assert_tensor_metadata.default,)  # the exporter removes them
@@ -47,7 +46,7 @@ def lowered_once() -> Iterator[None]:
 
     def decompose(exported_program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
         """Lower a program for the operators that the exporter translates."""
-        return exported_program if lower(exported_program, registry) else slow(exported_program, registry)
+        return exported_program if decompose_in_place(exported_program, registry) else slow(exported_program, registry)
 
     _fx_passes.decompose_with_registry = decompose
     try:
@@ -56,7 +55,7 @@ def lowered_once() -> Iterator[None]:
         _fx_passes.decompose_with_registry = slow
 
 
-def lower(program: torch.export.ExportedProgram, registry: Any) -> bool:
+def decompose_in_place(program: torch.export.ExportedProgram, registry: Any) -> bool:
     """Lower a program in place.
 
     Args:

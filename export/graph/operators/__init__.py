@@ -1,0 +1,1 @@
+"""How the operators of a traced program become those of ONNX."""
