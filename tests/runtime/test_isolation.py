@@ -20,6 +20,7 @@ MAY = {
     "images/animation.py": {"PIL", "av"},
     "images/inpainting.py": {"PIL"},
     "images/clip.py": {"PIL"},
+    "images/exif.py": {"PIL"},
     "images/outpainting.py": {"PIL"},
     "images/reading.py": {"PIL"},
     "images/modes.py": {"PIL"},
