@@ -1,7 +1,8 @@
 """Names in an ONNX file: nodes and values are called after the modules that they come from.
 
 A node is `<path>/<operator>`, as in `mid_block.resnets.0.conv1/Conv`, and a module's output is called as the module.
-Paths are those of the network's own modules: weights are called as in its state dict.
+Paths are those of the network's own modules: weights are called as in its state dict. A constant is called after the
+first node that reads it and which of its inputs it is: `mid_block.attentions.0/Reshape/constant_1`.
 """
 
 import ast
@@ -30,10 +31,12 @@ def name_after_modules(model: "Model") -> None:
     Of several nodes with one operator in a module, the later ones get a number: `conv/Reshape`, `conv/Reshape_1`.
     """
     graph = model.graph
+    constants = set["Value"]()
     for weight in list(graph.initializers.values()):
         old = _name(weight)
-        new = _path(old) if old.startswith("module.") else old
-        if new not in graph.initializers:
+        if not old.startswith("module."):
+            constants.add(weight)
+        elif (new := _path(old)) not in graph.initializers:
             weight.name = new
     modules: dict[Node, Sequence[str]] = {}  # of each node, from the outermost
     for node in reversed(graph):  # users first: optimisers leave no scopes, and then their users' are right
@@ -51,6 +54,10 @@ def name_after_modules(model: "Model") -> None:
         for i, out in enumerate(node.outputs):
             if not out.is_graph_output():
                 out.name = f"{node.name}.{i}" if len(node.outputs) > 1 else node.name
+        for i, constant in enumerate(node.inputs):
+            if constant in constants:  # else it is a weight, or an earlier node has named it
+                constants.remove(constant)
+                constant.name = f"{node.name}/constant_{i}"
         first = node.outputs[0]
         if first.dtype is None or first.dtype.is_floating_point():  # else it is of a shape
             gives |= dict.fromkeys(modules[node], first if len(node.outputs) == 1 else None)

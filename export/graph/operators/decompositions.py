@@ -5,6 +5,7 @@ operators that it changes. Those are written here as it writes them, so the grap
 """
 
 import contextlib
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +16,18 @@ import torch
 
 aten = torch.ops.aten
 Known = torch._ops.OpOverload
-# Operators that torch's own pass leaves as they are, in U-Nets, autoencoders and CLIP
+# Operators that torch's own pass leaves as they are, in U-Nets, autoencoders, text encoders and Sana's transformer
 KEPT = frozenset(
     """
-    _assert_scalar.default _assert_tensor_metadata.default add.Tensor alias.default arange.default argmax.default
-    cat.default conv2d.default cos.default div.Tensor embedding.default eq.Scalar exp.default expand.default
-    gelu.default group_norm.default index.Tensor layer_norm.default le.Tensor linear.default mul.Tensor pad.default
-    scaled_dot_product_attention.default sigmoid.default silu.default sin.default sym_size.int transpose.int
-    unsqueeze.default upsample_nearest2d.vec view.default
+    _assert_scalar.default _assert_tensor_metadata.default abs.default add.Tensor alias.default any.dim
+    arange.default argmax.default argmin.default bitwise_not.default cat.default clamp.default conv2d.default
+    cos.default div.Tensor embedding.default eq.Scalar exp.default expand.default full_like.default ge.Scalar
+    gelu.default group_norm.default gt.Scalar index.Tensor isinf.default layer_norm.default le.Tensor linear.default
+    log.default lt.Scalar matmul.default mean.dim mul.Tensor ne.Scalar neg.default new_ones.default pad.default
+    permute.default pixel_shuffle.default pixel_unshuffle.default pow.Tensor_Scalar relu.default repeat.default
+    repeat_interleave.self_int rsqrt.default scaled_dot_product_attention.default sigmoid.default silu.default
+    sin.default slice.Tensor softmax.int sub.Tensor sum.dim_IntList sym_size.int tanh.default transpose.int
+    unbind.int unsqueeze.default upsample_nearest2d.vec view.default where.Scalar where.ScalarOther where.self
 """.split()
 )
 CHECKS = (aten._assert_tensor_metadata.default,)  # the exporter removes them
@@ -80,6 +85,7 @@ def decompose_in_place(program: torch.export.ExportedProgram, registry: Any) -> 
             with graph.inserting_before(node):
                 same = LOWERED[node.target](node)
             if same is not None:
+                program.graph_signature.replace_all_uses(node.name, same.name)
                 node.replace_all_uses_with(same)
                 graph.erase_node(node)
     graph.eliminate_dead_code()
@@ -91,7 +97,7 @@ def decompose_in_place(program: torch.export.ExportedProgram, registry: Any) -> 
     for node in reversed(list(graph.nodes)):  # as a trace has them: where the tensor is made
         if node.target is aten.sym_size.int and (x := node.args[0]).op == "call_function":
             x.append(node)
-            _sized(x, node, node.meta["val"])
+            _noted(x, node, node.meta["val"])
     module.recompile()
     return True
 
@@ -107,7 +113,10 @@ def _known(node: Any, decomposed: dict[Any, Any]) -> bool:
     """Whether a node stays as it is or is one of `LOWERED`."""
     target = node.target
     if not isinstance(target, Known):  # arithmetic of sizes, `getitem`, or a control flow
-        return not isinstance(target, torch._ops.OperatorBase)
+        sized = isinstance(node.meta.get("val"), torch.SymInt) and any(
+            user.target is aten.reshape.default for user in node.users
+        )
+        return not isinstance(target, torch._ops.OperatorBase) and not sized  # a trace may take the size from elsewhere
     if target in LOWERED:
         return _tensor(node.args[0].meta.get("val")) and _plain(node)
     return target in CHECKS or (str(target).removeprefix("aten.") in KEPT and target not in decomposed)
@@ -122,10 +131,18 @@ def _plain(node: Any) -> bool:
         sizes: Sequence[Any] = node.args[-1]
         first = node.args[1] % node.args[0].meta["val"].ndim if len(node.args) == 3 else 0
         inferred = node.meta["val"].shape[first : first + len(sizes)]
-        return all(isinstance(size, torch.fx.Node) or isinstance(inferred[i], int) for i, size in enumerate(sizes))
-    if node.target is aten.flatten.using_ints:
-        return True
-    return all(user.op != "output" for user in node.users)  # an output is known by its node's name
+        return all(isinstance(size, torch.fx.Node) or _inferred(node, inferred[i]) for i, size in enumerate(sizes))
+    if (node.target is aten.dropout.default and node.args[2]) or node.kwargs.get("alpha", 1) != 1:
+        return False
+    if node.target is aten.add_.Tensor:
+        x = node.args[0]
+        return list(x.users) == [node] and not _alias(x)
+    return node.args[0].op != "placeholder" or all(user.op != "output" for user in node.users)
+
+
+def _alias(node: Any) -> bool:
+    """Whether a node may give memory that another one gives too."""
+    return not isinstance(node.target, Known) or any(value.alias_info for value in node.target._schema.returns)
 
 
 def _bound(node: Any, *defaults: Any) -> tuple[Any, ...]:
@@ -138,19 +155,38 @@ def _size(user: torch.fx.Node, x: torch.fx.Node, axis: int) -> Any:
     size = x.meta["val"].shape[axis]
     if isinstance(size, int):
         return size
-    return _sized(user, x.graph.call_function(aten.sym_size.int, (x, axis)), size)
+    return _noted(user, x.graph.call_function(aten.sym_size.int, (x, axis)), size)
 
 
-def _sized(like: torch.fx.Node, node: Any, size: torch.SymInt) -> torch.fx.Node:
-    """Note a size on a new node, which stands in the same module as another."""
+def _inferred(node: torch.fx.Node, size: Any) -> Any:
+    """Return a size that `-1` stands for: a number, an earlier node that gives it, or None where there is none."""
+    if isinstance(size, int):
+        return size
+    earlier = itertools.takewhile(lambda other: other is not node, node.graph.nodes)
+    for other in earlier:
+        value = other.meta.get("val")
+        if isinstance(value, torch.SymInt) and value.node.expr == size.node.expr:
+            return other
+    return None
+
+
+def _noted(like: torch.fx.Node, node: Any, value: Any) -> torch.fx.Node:
+    """Note on a new node what it gives. It stands in the same module as another."""
     node.meta |= {key: like.meta[key] for key in ("nn_module_stack", "stack_trace") if key in like.meta}
-    node.meta["val"] = size
+    node.meta["val"] = value
     return node
 
 
 def _view(node: Any, sizes: list[Any]) -> None:
-    """Turn a node into a view of its tensor."""
-    node.target, node.args, node.kwargs = aten.view.default, (node.args[0], sizes), {}
+    """Turn a node into a view of its tensor, or of a copy in whose memory that shape can be read."""
+    x, node.target, node.kwargs = node.args[0], aten.view.default, {}
+    try:
+        x.meta["val"].view(node.meta["val"].shape)
+    except (RuntimeError, ValueError):
+        node.target = aten._unsafe_view.default
+        copy = node.graph.call_function(aten.clone.default, (x,), {"memory_format": torch.contiguous_format})
+        x = _noted(node, copy, x.meta["val"].contiguous())
+    node.args = (x, sizes)
 
 
 def _flatten(node: Any) -> None:
@@ -165,7 +201,7 @@ def _flatten(node: Any) -> None:
             whole *= size
         else:
             value = math.prod(x.meta["val"].shape[start : axis + 1])
-            whole = _sized(node, node.graph.call_function(operator.mul, (whole, size)), value)
+            whole = _noted(node, node.graph.call_function(operator.mul, (whole, size)), value)
     _view(node, [*sizes[:start], whole, *sizes[end + 1 :]])
 
 
@@ -174,7 +210,8 @@ def _unflatten(node: Any) -> None:
     x, axis, parts = node.args
     axes = x.meta["val"].ndim
     axis = axis % axes
-    inner = [node.meta["val"].shape[axis + i] if isinstance(size, int) else size for i, size in enumerate(parts)]
+    shape = node.meta["val"].shape[axis:]
+    inner = [_inferred(node, shape[i]) if isinstance(size, int) else size for i, size in enumerate(parts)]
     outer = [_size(node, x, other) if other != axis else None for other in range(axes)]
     _view(node, [*outer[:axis], *inner, *outer[axis + 1 :]])
 
@@ -182,7 +219,7 @@ def _unflatten(node: Any) -> None:
 def _reshape(node: Any) -> None:
     """Lower `aten::reshape(x, sizes)`."""
     shape = node.meta["val"].shape
-    _view(node, [shape[i] if isinstance(size, int) else size for i, size in enumerate(node.args[1])])
+    _view(node, [_inferred(node, shape[i]) if isinstance(size, int) else size for i, size in enumerate(node.args[1])])
 
 
 def _chunk(node: Any) -> None:
@@ -202,11 +239,62 @@ def _to(node: Any) -> torch.fx.Node | None:
     return None
 
 
+def _same(node: Any) -> torch.fx.Node:
+    """Lower an operator that changes no number: a copy, or a dropout while nothing is trained."""
+    return node.args[0]
+
+
+def _renamed(target: Known) -> Callable[[torch.fx.Node], None]:
+    """Return what lowers an operator that has another with the same arguments."""
+
+    def lower(node: torch.fx.Node) -> None:
+        node.target = target
+
+    return lower
+
+
+def _subtracted(node: Any) -> None:
+    """Lower `aten::rsub(x, number)`."""
+    node.target, node.args, node.kwargs = aten.sub.Tensor, (node.args[1], node.args[0]), {}
+
+
+def _moved(node: Any) -> None:
+    """Lower `aten::movedim(x, source, destination)` of one axis."""
+    x, source, destination = node.args
+    axes = list(range(x.meta["val"].ndim))
+    axes.insert(destination % len(axes), axes.pop(source))
+    node.target, node.args = aten.permute.default, (x, axes)
+
+
+def _transposed(node: Any) -> None:
+    """Lower `aten::numpy_T(x)`."""
+    x = node.args[0]
+    node.target, node.args = aten.permute.default, (x, list(reversed(range(x.meta["val"].ndim))))
+
+
+def _squared(node: Any) -> None:
+    """Lower `aten::square(x)`."""
+    node.target, node.args = aten.pow.Tensor_Scalar, (node.args[0], 2)
+
+
 LOWERED: dict[Any, Callable[[torch.fx.Node], torch.fx.Node | None]] = {
     aten.flatten.using_ints: _flatten,
     aten.unflatten.int: _unflatten,
     aten.reshape.default: _reshape,
     aten.chunk.default: _chunk,
+    aten.__and__.Tensor: _renamed(aten.bitwise_and.Tensor),
+    aten.__or__.Tensor: _renamed(aten.bitwise_or.Tensor),
+    aten.min.other: _renamed(aten.minimum.default),
+    aten.clip.default: _renamed(aten.clamp.default),
+    aten.rsub.Scalar: _subtracted,
+    aten.add_.Tensor: _renamed(aten.add.Tensor),
+    aten.movedim.int: _moved,
+    aten.numpy_T.default: _transposed,
+    aten.square.default: _squared,
+    aten.contiguous.default: _same,
+    aten.detach_.default: _same,
+    aten.dropout.default: _same,
+    aten.lift_fresh_copy.default: _same,
     aten.to.dtype: _to,
     aten.to.dtype_layout: _to,
     aten.to.device: _to,
