@@ -49,6 +49,7 @@ def test_replaced_names_do_not_come_back(package: str) -> None:
     assert worded <= STORED
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_names_were_read() -> None:
     """The reader of names finds functions, classes, constants, methods and fields."""
     names = {name for path in FILES for name in public_names(path)}

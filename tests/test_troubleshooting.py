@@ -220,6 +220,7 @@ def pattern_of(entry: str) -> re.Pattern[str]:
     return re.compile(".+".join(map(re.escape, entry.split(ANY))))
 
 
+@pytest.mark.slow(minutes=0.08)
 def test_problems_are_read_from_the_sources() -> None:
     """Constants, f-strings, texts that a variable holds and those that a function is given."""
     assert {"wrong shape of latents", "no backend …", "… was changed"} <= problems().keys()

@@ -110,6 +110,7 @@ def test_model_draws_what_diffusers_draws(
     assert psnr(*levels) > 60  # a level here and there
 
 
+@pytest.mark.slow(minutes=0.06)
 def test_graphs_are_folded_and_have_no_parts_for_tiles(place: Path, tmp_path: Path) -> None:
     """Convolutions after doubling have no bias here, and run before it on the CPU."""
     part = components(load(place))["vae_decoder"]
@@ -143,6 +144,7 @@ def test_large_images_are_drawn_in_tiles(ours: Pipeline) -> None:
     assert 30 < psnr(*((array * 255).round().astype(np.uint8) for array in (cut, whole))) < np.inf
 
 
+@pytest.mark.slow(minutes=0.11)
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_halves_hold_their_tolerance(dtype: str, place: Path, tmp_path: Path) -> None:
     wide = components(load(place))

@@ -108,6 +108,7 @@ FAMILIES_AND_SAMPLERS = [
 ]
 
 
+@pytest.mark.slow(minutes=0.31)
 @pytest.mark.parametrize(("name", "scheduler"), FAMILIES_AND_SAMPLERS)
 def test_family_draws_what_diffusers_draws(
     name: str, scheduler: str | None, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch

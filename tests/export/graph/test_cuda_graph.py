@@ -106,6 +106,7 @@ def exported(module: nn.Module, inputs: dict[str, Tensor], folder: Path) -> Path
     return folder / "model.onnx"
 
 
+@pytest.mark.slow(minutes=0.24)
 @pytest.mark.parametrize(
     ("channels", "kinds"),
     [

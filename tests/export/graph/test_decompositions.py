@@ -52,6 +52,7 @@ def test_the_graphs_are_those_of_torchs_own_pass(
     assert len(slow) == len(names)
 
 
+@pytest.mark.slow(minutes=0.16)
 def test_an_unknown_operator_is_left_to_torchs_own_pass(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def relative(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.abs(found.astype(np.float32) - expected).max() / np.abs(expected).max())
 
 
+@pytest.mark.slow(minutes=0.11)
 @pytest.mark.parametrize("name", ["as published", "more positions than tokens"])
 @torch.no_grad()
 def test_graph_computes_what_diffusers_computes(name: str, tmp_path: Path) -> None:
@@ -74,6 +75,7 @@ def test_graph_computes_what_diffusers_computes(name: str, tmp_path: Path) -> No
             assert relative(found, theirs(ids)[0].numpy()) <= CLOSE
 
 
+@pytest.mark.slow(minutes=0.05)
 @torch.no_grad()
 def test_graph_of_half_precision(tmp_path: Path) -> None:
     ours, theirs = pair(SMALL)

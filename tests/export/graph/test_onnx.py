@@ -141,6 +141,7 @@ def test_every_activation(activation: str, checkpoint: Path, tmp_path: Path) -> 
     engine.close()
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_nodes_are_sorted_whatever_a_rewriting_leaves(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

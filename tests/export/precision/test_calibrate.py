@@ -82,6 +82,7 @@ def test_it_is_calibrated_on_every_recorded_row(bundle: Path, checkpoint: Path) 
         ]
 
 
+@pytest.mark.slow(minutes=0.07)
 def test_nncf_reports_nothing() -> None:
     program = """
 import sys

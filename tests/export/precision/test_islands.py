@@ -100,6 +100,7 @@ def test_climb(ranges: dict[str, float], expected: list[str]) -> None:
     assert list(smallest_safe_module(ranges, LIMIT)) == expected
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_islands_appear_and_the_picture_survives(loud: Path, tmp_path: Path, exported: list[str]) -> None:
     loaded, _, found = choose_precisions(reading(loud), {"": "fp16"})
     assert {name: list(modules) for name, modules in found.items()} == {
@@ -122,6 +123,7 @@ def test_islands_appear_and_the_picture_survives(loud: Path, tmp_path: Path, exp
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow(minutes=0.11)
 def test_an_exported_island_computes_what_pytorch_does(loud: Path, tmp_path: Path) -> None:
     """The decoder, in whose halves alone nothing finite is left."""
     loaded, _, _ = choose_precisions(reading(loud), {"": "fp16"})
@@ -144,6 +146,7 @@ def test_the_image_survives_on_onnx_runtime(loud: Path, tmp_path: Path) -> None:
     assert psnr(half, whole) >= 40.0  # an RMS error of two and a half grey levels
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_without_the_island_the_guard_fires(loud: Path) -> None:
     """On PyTorch: ONNX Runtime has no halves on a CPU, and computes whole chains of them in float32."""
     pipeline = torch_pipeline(load(loud, dtype=torch.float16))
@@ -160,6 +163,7 @@ def drawn(bundle: Path) -> np.ndarray:
     return images
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_what_is_loud_at_its_end_stays_wide(checkpoint: Path, tmp_path: Path) -> None:
     """A decoder whose own result is out of reach: all of it is float32, with the weights of the file."""
     tiny = load(checkpoint)
@@ -172,6 +176,7 @@ def test_what_is_loud_at_its_end_stays_wide(checkpoint: Path, tmp_path: Path) ->
     assert torch.equal(loaded.vae.decoder.conv_in.weight, tiny.vae.decoder.conv_in.weight)
 
 
+@pytest.mark.slow(minutes=0.06)
 def test_one_component_in_halves(checkpoint: Path, tmp_path: Path) -> None:
     loaded, _, _ = choose_precisions(reading(checkpoint), parse("unet=fp16"))
     kinds = {name: part.precision for name, part in components(loaded).items()}

@@ -85,6 +85,7 @@ def test_the_shipped_model_in_halves_on_onnx_runtime(tmp_path: Path, shared_expo
     assert psnr(half(PROMPT, **asked).pixels, whole(PROMPT, **asked).pixels) >= 40.0
 
 
+@pytest.mark.slow(minutes=0.1)
 def test_an_inexact_module_becomes_an_island(inexact: Path) -> None:
     """The one around both that cancel each other: what either gives alone would be rounded at its own door."""
     told: list[str] = []
@@ -104,6 +105,7 @@ def test_an_inexact_module_becomes_an_island(inexact: Path) -> None:
         assert torch.equal(one, other)  # as the file has them: not rounded
 
 
+@pytest.mark.slow(minutes=0.07)
 def test_islands_of_errors_are_built_again_from_the_manifest(
     inexact: Path, tmp_path: Path, exported: list[str]
 ) -> None:
@@ -132,6 +134,7 @@ def test_a_margin_of_two_where_it_can_be_had(checkpoint: Path) -> None:
         raise_until_accurate(measured, "fp16", {}, 1e-3)
 
 
+@pytest.mark.slow(minutes=0.1)
 def test_what_no_island_can_hold_is_said(checkpoint: Path, tmp_path: Path) -> None:
     """The values between two modules are large, and a norm after them takes that away: none lies around both."""
     tiny = load(checkpoint)
@@ -164,6 +167,7 @@ def test_measured_as_pytorch_computes(checkpoint: Path, dtype: torch.dtype) -> N
     assert apart <= 2 * cost  # bfloat16: 0; half a unit in the last place here and there makes it in float16
 
 
+@pytest.mark.slow(minutes=0.11)
 def test_force_upcast_of_sdxl_is_known(tmp_path: Path) -> None:
     folder = save_pipeline("sdxl", tmp_path / "sdxl")
     loaded, _, found = choose_precisions(reading(folder), {"": "fp16"})

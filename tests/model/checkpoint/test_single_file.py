@@ -152,6 +152,7 @@ def test_every_weight_has_the_place_that_diffusers_gives_it(name: str) -> None:
         assert match(part, build(part, *described), parts[part]).keys() == made[part].state_dict().keys()
 
 
+@pytest.mark.slow(minutes=0.09)
 @pytest.mark.parametrize("name", ["1.x", "1.x inpainting", "2.x", "XL", "XL refiner"])
 @pytest.mark.filterwarnings("ignore:.*does not say what it predicts")
 def test_loads_what_diffusers_loads(name: str, narrow: dict[str, Family], vocabulary: Path, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ SPELLINGS: dict[str, tuple[Callable[[State], State], Callable[[State], State], b
 }  # fmt: skip
 
 
+@pytest.mark.slow(minutes=0.18)
 @pytest.mark.parametrize("name", list(SPELLINGS))
 @pytest.mark.filterwarnings("ignore:lora.* alpha is taken to be the rank")
 def test_every_spelling_adds_the_same(name: str, factors: State, checkpoint: Path, tmp_path: Path) -> None:

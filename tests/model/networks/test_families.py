@@ -141,6 +141,7 @@ def adapter_residuals(config: UNetConfig, size: tuple[int, int]) -> tuple[Tensor
     return (*residuals, normal(*residuals[-1].shape, seed=30))
 
 
+@pytest.mark.slow(minutes=0.13)
 @torch.no_grad()
 def test_one_trace_serves_all_sizes() -> None:
     """The network with all its inputs, as an exporter takes it: no branch depends on a size."""

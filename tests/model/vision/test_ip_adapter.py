@@ -100,6 +100,7 @@ def expected_of(theirs: Any, ours: Pipeline, size: tuple[int, int], guidance: fl
 SLOW = [pytest.param(*more, marks=pytest.mark.slow) for more in ((1.0, (24, 16)), (3.0, (16, 32)))]
 
 
+@pytest.mark.slow(minutes=0.1)
 @pytest.mark.parametrize(("guidance", "size"), [(5.0, (16, 16)), *SLOW])
 @pytest.mark.parametrize(("family", "kind"), KINDS)
 def test_draws_what_diffusers_draws(

@@ -232,6 +232,7 @@ def test_a_network_with_windows_of_attention_is_refused(tmp_path: Path, capsys: 
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_half_precision_has_its_tolerance(files: Path, tmp_path: Path, capsys: Any) -> None:
     for words in (("--lora", "a.safetensors"), ("--precision", "bf16")):
         assert command("export", files / "compact.pth", tmp_path / "bundle", *words) == 2

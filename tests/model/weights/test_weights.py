@@ -190,6 +190,7 @@ assert all(bool((value == 0.5).all()) for value in network.state_dict().values()
 """
 
 
+@pytest.mark.slow(minutes=0.08)
 @pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK),
     reason="this kernel does not let a process set its peak memory back, so no peak can be measured",

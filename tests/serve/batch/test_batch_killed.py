@@ -206,6 +206,7 @@ def test_ten_random_kills_of_the_command(bundle: Path, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(np.asarray(image), alone)
 
 
+@pytest.mark.slow(minutes=0.05)
 @pytest.mark.usefixtures("default_signals")  # the process that is started here inherits them
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_it_and_it_goes_on(bundle: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:

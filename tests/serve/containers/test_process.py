@@ -41,6 +41,7 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow(minutes=0.05)
 @pytest.mark.parametrize("file", DOCKERFILES[:1], ids=lambda file: file.name)
 def test_the_command_of_the_image(file: Path, bundle: Path) -> None:
     stage = last_stage(file)

@@ -36,6 +36,7 @@ def test_every_api_has_a_script() -> None:
 COMMANDS = re.findall(r"^    (ldmrt serve .*)$", PAGE, re.MULTILINE)
 
 
+@pytest.mark.slow(minutes=0.08)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_command_serves_until_it_is_stopped(command: str, bundle: Path, tmp_path: Path) -> None:
     small_lora(tmp_path / "style.safetensors", 1)

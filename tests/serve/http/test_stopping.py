@@ -66,6 +66,7 @@ def command(bundle: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str
             process.kill()
 
 
+@pytest.mark.slow(minutes=0.11)
 @pytest.mark.usefixtures("default_signals")  # the process that is started here inherits them
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_is_stopped(bundle: Path, number: signal.Signals) -> None:
@@ -84,6 +85,7 @@ def test_a_command_that_is_stopped(bundle: Path, number: signal.Signals) -> None
         assert "pears" not in out + err
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_a_command_that_is_stopped_twice_ends_at_once(bundle: Path) -> None:
     """The requests that run are given up though the grace has not passed."""
     with command(bundle, "--grace", "1000") as (process, client):

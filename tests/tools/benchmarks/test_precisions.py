@@ -11,6 +11,7 @@ from ldmrt.runtime.backends.openvino.devices import precisions
 from ldmrt.tools.benchmarks.precisions import PRECISIONS, measure
 
 
+@pytest.mark.slow(minutes=0.12)
 def test_a_network_runs_in_each_precision(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
     measure([str(bundle), "--side", "16", "--calls", "2", "--json", str(out)], standalone_mode=False)

@@ -20,6 +20,7 @@ def settings() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow(minutes=0.06)
 @pytest.mark.oracle
 def test_contestants_begin_alike() -> None:
     """The first losses are of the same weights and images, with noise of their own: about the noise's variance of 1."""

@@ -30,6 +30,7 @@ def copy(certified: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(certified, tmp_path / "bundle"))
 
 
+@pytest.mark.slow(minutes=0.1)
 @RTX
 def test_all_the_way(ldmrt: Any, copy: Path) -> None:
     ran = ldmrt("build", copy, "--target", "sm89")
@@ -67,6 +68,7 @@ def test_the_preview_decoder(ldmrt: Any, preview_bundle: Path, tmp_path: Path) -
     assert [one["latent_sample"].max for one in made.recipe.profile] == [(1, 4, 8, 8)]
 
 
+@pytest.mark.slow(minutes=0.06)
 @RTX
 def test_the_folded_step(ldmrt: Any, copy: Path) -> None:
     """It is asked for beside components, of which it is none, and then is an engine like theirs."""
@@ -291,6 +293,7 @@ def test_what_tensorrt_rtx_has_not(ldmrt: Any, copy: Path, option: str, value: A
     assert not (copy / "engines").exists()
 
 
+@pytest.mark.slow(minutes=0.05)
 @RTX
 def test_tensorrt_rtx_builds_engines_that_stream(ldmrt: Any, copy: Path) -> None:
     ran = ldmrt("build", copy, "--target", "sm89", "--no-verify", "--components", "unet", "--weight-streaming", 0.5)

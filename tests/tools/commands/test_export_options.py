@@ -47,6 +47,7 @@ def test_a_part_leaves_the_others(ldmrt: Any, checkpoint: Path, bundle: Path, tm
     )
 
 
+@pytest.mark.slow(minutes=0.09)
 def test_lora_and_word_are_merged_and_noted(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     copy, rng = shutil.copytree(bundle, tmp_path / "copy"), torch.Generator().manual_seed(0)
     name = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"  # test_refit.py exports one of the U-Net
@@ -79,6 +80,7 @@ def test_lora_and_word_are_merged_and_noted(ldmrt: Any, checkpoint: Path, bundle
     assert max(np.abs(other - said[0]).max() for other in said[2:]) < 1e-5  # rows of their own, of the same vectors
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_words_of_the_checkpoint_are_listed(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     """Those of its own tokenizer, beside those of files that are added to it."""
     from ldmrt.model import load

@@ -110,6 +110,7 @@ def measured(ldmrt: Any, words: list[object], monkeypatch: pytest.MonkeyPatch) -
     return found[0], found[1], found[2]
 
 
+@pytest.mark.slow(minutes=0.09)
 def test_a_base_in_bf16_takes_half_the_memory(words: Words, planned: Any, tmp_path: Path) -> None:
     command = words("lora", "--batch", 2, "--rank", 2, "--precision", "bf16")
     whole, half = (planned(tmp_path / "out", [*command, *more]) for more in ((), ("--base-precision", "bf16")))
@@ -119,6 +120,7 @@ def test_a_base_in_bf16_takes_half_the_memory(words: Words, planned: Any, tmp_pa
     assert half.frozen - kept == pytest.approx((whole.frozen - kept) / 2, rel=0.02)  # but for buffers of integers
 
 
+@pytest.mark.slow(minutes=0.12)
 def test_a_plan_counts_regularisation_images(words: Words, planned: Any, pictures: Path, tmp_path: Path) -> None:
     """Their latents are kept too, and as many are computed at once."""
     command = words("finetune", "--batch", 2)
@@ -206,6 +208,7 @@ def test_a_plan_refuses_what_a_run_refuses(ldmrt: Any, words: Words, tmp_path: P
     assert "step-000001 exists already" in ldmrt(*command, "--plan").error
 
 
+@pytest.mark.slow(minutes=0.15)
 def test_latents_in_memory_are_those_of_all_images(words: Words, planned: Any, tmp_path: Path) -> None:
     """3 images, mirrored or not; of shards on the disk as many as wait to be written."""
     one = 2 * 4 * 8 * 8 * 4  # mean and log-variance of 4 channels, as float32

@@ -193,6 +193,7 @@ def lanczos(size: int, to: int) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
+@pytest.mark.slow(minutes=0.06)
 @pytest.mark.parametrize("size", [(64, 64), (72, 72), (256, 264), (70, 60)])
 def test_sprite_is_lanczos_with_premultiplied_alpha(size: tuple[int, int]) -> None:
     picture = Image.open(io.BytesIO(png(20, size)))

@@ -27,6 +27,7 @@ def sketch(tmp_path: Path) -> Path:
     return tmp_path / "sketch"
 
 
+@pytest.mark.slow(minutes=0.07)
 def test_adapter_is_exported_beside_what_is_there(
     ldmrt: Any, checkpoint: Path, bundle: Path, sketch: Path, tmp_path: Path
 ) -> None:

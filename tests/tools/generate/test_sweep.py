@@ -204,6 +204,7 @@ def test_variations_begin_at_none(ldmrt: Any, bundle: Path, tmp_path: Path) -> N
     assert (varied != plain).any()
 
 
+@pytest.mark.slow(minutes=0.08)
 def test_a_precision_is_what_openvino_computes_in(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     from ldmrt.runtime.backends.openvino.devices import precisions

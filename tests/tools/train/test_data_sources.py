@@ -68,6 +68,7 @@ def shaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
     return words
 
 
+@pytest.mark.slow(minutes=0.11)
 def test_trainings_on_buckets_resume_exactly(ldmrt: Any, shaped: Callable[..., list[object]], tmp_path: Path) -> None:
     autoencoder, skipping = tmp_path / "ae", ("--on-small", "skip", "--validation", 0.5, "--schedule", "constant")
     ran = ldmrt(*shaped("autoencoder", autoencoder, "--on-small", "skip", steps=2))

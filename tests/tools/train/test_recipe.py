@@ -22,6 +22,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_noise(tmp_path_factory.mktemp("pictures"), 4)
 
 
+@pytest.mark.slow(minutes=0.1)
 def test_a_recipe_is_the_run_again(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     first, again, other, set_again = (tmp_path / name for name in ("first", "again", "other", "set"))
     words = ("--data", pictures, "--size", 16, "--batch", 2, "--steps", 2, "--seed", 3)

@@ -75,6 +75,7 @@ def test_bad_words(
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_autoencoder_of_other_channels(
     ldmrt: Any, pictures: Path, checkpoint: Path, tmp_path: Path, small_networks: None
 ) -> None:
@@ -86,6 +87,7 @@ def test_autoencoder_of_other_channels(
     assert (config["in_channels"], config["out_channels"], config["sample_size"]) == (4, 4, 8)
 
 
+@pytest.mark.slow(minutes=0.1)
 def test_an_upscaler_is_trained_stopped_and_used(
     ldmrt: Any, pictures: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from ..console.records.cards import card_of, check_card
 from .runs.saved import last_state
 
 
+@pytest.mark.slow(minutes=0.23)
 @pytest.mark.parametrize("family", ["sd15", "sd2-v", "sdxl"])
 def test_what_it_writes_draws_the_same_in_diffusers(ldmrt: Any, pictures: Path, tmp_path: Path, family: str) -> None:
     import diffusers

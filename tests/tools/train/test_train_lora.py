@@ -40,6 +40,7 @@ def words_of(source: Path, pictures: Path, out: Path, *more: object) -> tuple[ob
     return (*words, "--warmup", 0, "--learning-rate", 1e-1, "--previews", 1, "--out", out, *more)
 
 
+@pytest.mark.slow(minutes=0.1)
 @pytest.mark.parametrize(("family", "form"), [("sd15", "diffusers"), ("sd15", "kohya"), ("sdxl", "diffusers")])
 def test_its_file_draws_the_same_in_diffusers(
     ldmrt: Any, pictures: Path, tmp_path: Path, family: str, form: str
@@ -71,6 +72,7 @@ def test_its_file_draws_the_same_in_diffusers(
     assert check_card(out, "lora", base="source")["base_model_relation"] == "adapter"
 
 
+@pytest.mark.slow(minutes=0.16)
 @pytest.mark.parametrize("more", [(), ("--precision", "bf16", "--base-precision", "bf16", "--train-text-encoder")])
 def test_a_resumed_run_writes_the_same_file(ldmrt: Any, more: tuple[Any, ...], pictures: Path, tmp_path: Path) -> None:
     source = save_pipeline("sd15", tmp_path / "source")

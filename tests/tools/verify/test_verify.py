@@ -32,6 +32,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
 
 
+@pytest.mark.slow(minutes=0.07)
 @pytest.mark.usefixtures("with_openvino")
 def test_files(ldmrt: Any, certified: Path, checkpoint: Path, tmp_path: Path) -> None:
     names = {option: tmp_path / f"certificate.{option}" for option in ("json", "junit", "html")}
@@ -89,6 +90,7 @@ def test_open_warns_where_it_does_not_hold(changed: Path) -> None:
         ldmrt.runtime.open(changed).close()
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_replay_without_torch(certified: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", REPLAY, str(certified)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

@@ -22,6 +22,7 @@ def made(path: Path) -> Certificate:
     return Certificate.from_json(json.loads(path.read_text()))
 
 
+@pytest.mark.slow(minutes=0.11)
 @pytest.mark.parametrize("backend", GPU)
 def test_build_holds_what_it_built_to_the_certificate(
     ldmrt: Any, changed: Path, backend: str, monkeypatch: pytest.MonkeyPatch

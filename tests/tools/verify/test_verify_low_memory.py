@@ -40,6 +40,7 @@ def numbers(recording: Recording) -> list[np.ndarray]:
     return [*outputs, trajectory.x, trajectory.said, trajectory.images]
 
 
+@pytest.mark.slow(minutes=0.13)
 @pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
 def test_numbers_are_those_of_weights_in_float32(stored: str, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     load(checkpoint).save(tmp_path, getattr(torch, stored))
@@ -52,6 +53,7 @@ def test_numbers_are_those_of_weights_in_float32(stored: str, bundle: Path, chec
     assert all(np.array_equal(one, other) for one, other in pairs)
 
 
+@pytest.mark.slow(minutes=0.06)
 def test_certificate_says_it(ldmrt: Any, changed: Path, checkpoint: Path) -> None:
     ran = ldmrt("verify", changed, "--against", checkpoint, "--backend", "onnxruntime", "--low-memory", "--store")
     assert ran.code == 0, ran.err
@@ -63,6 +65,7 @@ def test_certificate_says_it(ldmrt: Any, changed: Path, checkpoint: Path) -> Non
     assert "in low memory" not in ldmrt("inspect", changed).out
 
 
+@pytest.mark.slow(minutes=0.13)
 @pytest.mark.parametrize(
     ("asked", "free", "low"), [((), None, False), (("--low-memory",), None, True), ((), 10**3, True)]
 )
@@ -77,6 +80,7 @@ def test_export_says_it(
     assert certificate.about.get("low_memory", False) is low
 
 
+@pytest.mark.slow(minutes=0.07)
 def test_bisect_and_a_stored_recording(ldmrt: Any, certified: Path, checkpoint: Path, tmp_path: Path) -> None:
     """Modules are compared with low memory too; what is replayed is no new certificate of low memory."""
     against = ("verify", certified, "--against", checkpoint, "--bisect", "unet", "--low-memory")

@@ -245,6 +245,7 @@ def test_refuses(name: str, asked: dict[str, Any], problem: str, flux: Saved) ->
         ours_of(flux[name])("two pears", **{"height": 64, "width": 64, "num_inference_steps": 2, **asked})
 
 
+@pytest.mark.slow(minutes=0.07)
 def test_a_graph_for_short_texts_is_of_its_checkpoint(flux_checkpoint: Path, tmp_path: Path) -> None:
     """It holds what T5 makes of its relative positions' weight, of which some rows are not read."""
     part = components(load(flux_checkpoint, max_sequence_length=20))["text_encoder_2"]

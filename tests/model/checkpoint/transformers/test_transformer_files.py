@@ -224,6 +224,7 @@ def test_damaged(kind: str, folders: Saved, tmp_path: Path) -> None:
         load(path, tokenizer=folders["dev"])
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_export_takes_a_transformer(folders: Saved, tmp_path: Path) -> None:
     """`--transformer`: the manifest names the file, and the bundle's config is that of its channels."""
     save_file(states(folders["fill"])["transformer"], tmp_path / "fill.safetensors")

@@ -75,6 +75,7 @@ def test_it_draws_as_onnx_runtime(
     assert gpu.leftovers == []
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_a_set_gives_the_same_bytes_whatever_came_before(on_gpu: Pipeline) -> None:
     plain, *first = [draw(on_gpu, loras=weights).tobytes() for weights in ({}, *SETS)]
     again = [draw(on_gpu, loras=weights).tobytes() for weights in (*SETS, SETS[0], {})]
@@ -101,6 +102,7 @@ def test_a_set_that_is_not_kept_leaves_the_memory(gpu: FakeCuda, on_gpu: Pipelin
     assert held() < bytes_held[0]
 
 
+@pytest.mark.slow(minutes=0.09)
 def test_a_set_that_a_request_still_draws_with_stays(gpu: FakeCuda, on_gpu: Pipeline) -> None:
     expected = [draw(on_gpu, loras={"every": weight}).tobytes() for weight in (0.1, 0.2, 0.3, 0.4)]
     requests = [ldmrt.runtime.Request(**ASKED, loras={"every": weight}) for weight in (0.1, 0.2, 0.3, 0.4)]

@@ -64,6 +64,7 @@ def test_every_spelling_adds_the_same(name: str, family: str, factors_of: Factor
     assert len(changed) == len(content) // 2 == sum(merged["loras"][0]["layers"].values())
 
 
+@pytest.mark.slow(minutes=0.05)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_file_of_save_lora_weights(family: str, tmp_path: Path) -> None:
     """It keeps alpha and its exceptions in the file's notes, and may hold DoRA's norms."""

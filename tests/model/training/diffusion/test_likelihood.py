@@ -56,6 +56,7 @@ def test_gaussian_has_its_exact_density(s: float) -> None:
     assert (found - density(x)).abs().max() <= 1e-3  # roundings of 256 steps of up to 12 times log(134800) / 256
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_correlated_gaussian_has_its_exact_density_by_the_divergence_itself() -> None:
     score, density = gaussian(correlated())
     x = randn(*SHAPE)

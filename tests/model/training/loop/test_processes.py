@@ -86,6 +86,7 @@ def test_an_autoencoder_takes_the_same_steps(case: str, count: int, tmp_path: Pa
     assert_same(lambda processes, settings: prepared(*CASES[case], 0, settings, processes), count, tmp_path)
 
 
+@pytest.mark.slow(minutes=0.1)
 @pytest.mark.parametrize(("count", "parts"), [(3, 1), (2, 3), (2, 8)])
 def test_processes_with_unequal_shares_agree_on_the_adaptive_weight(count: int, parts: int, tmp_path: Path) -> None:
     """It is computed of each part of a batch, which may have no sample of a process."""
@@ -101,6 +102,7 @@ def test_processes_with_unequal_shares_agree_on_the_adaptive_weight(count: int, 
         assert max(distance(alone[part], state[part]) for part in ("module", "opponent")) <= 1e-6
 
 
+@pytest.mark.slow(minutes=0.11)
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_checkpoint_takes_the_same_steps(count: int, folders: Callable[[str], Path], tmp_path: Path) -> None:
     checkpoint = folders("sd15")
@@ -254,6 +256,7 @@ def test_a_process_that_is_gone_ends_the_others(operation: Callable[[Processes],
         assert error.problem == "another process of this training has ended"
 
 
+@pytest.mark.slow(minutes=0.19)
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (3, 3), (2, 1), (1, 3)])
 def test_a_resumed_run_goes_on_with_any_number_of_processes(before: int, after: int, tmp_path: Path) -> None:
     """With the same number to the bit, also with AdamW."""

@@ -168,6 +168,7 @@ def test_invalid_loras_are_refused(checkpoint: Path, tmp_path: Path) -> None:
         write(Pairs(networks, LoraConfig(rank=1, alpha=1.0)), tmp_path / "lora.safetensors", "peft")
 
 
+@pytest.mark.slow(minutes=0.08)
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_files_of_two_text_encoders_load_in_diffusers(
     form: str, folders: Callable[[str], Path], tmp_path: Path

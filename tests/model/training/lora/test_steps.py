@@ -26,6 +26,7 @@ def networks_of(denoiser: Denoiser, *, text: bool) -> dict[str, torch.nn.Module]
     return {"unet": denoiser.unet, **(encoders_of(denoiser) if text else {})}
 
 
+@pytest.mark.slow(minutes=0.13)
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(("family", "text"), [("sd15", True), ("sdxl", False)])
 def test_a_resumed_run_takes_the_same_steps(
@@ -95,6 +96,7 @@ def test_the_average_takes_the_place_of_the_pairs(folders: Callable[[str], Path]
     assert all(torch.equal(value, present[name]) for name, value in pairs.state_dict().items())
 
 
+@pytest.mark.slow(minutes=0.14)
 @pytest.mark.parametrize(
     ("family", "precision"), [("sd15", "bf16"), ("sd15", "fp16"), ("sd2-v", "bf16"), ("sdxl", "bf16")]
 )

@@ -49,6 +49,7 @@ def test_five_steps_are_those_of_diffusers(family: str, train_text: bool, folder
     assert any(not torch.equal(ours[key], first[key]) for key in first if key.startswith("text_encoder")) is train_text
 
 
+@pytest.mark.slow(minutes=0.13)
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(("family", "train_text"), [("sd15", False), ("sdxl", True)])
 def test_a_resumed_run_takes_the_same_steps(

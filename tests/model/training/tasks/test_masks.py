@@ -14,6 +14,7 @@ COUNT, SIZE = 2000, (20, 28)
 MEANS = {"boxes": 21 * 29 / (4 * 20 * 28), "strokes": sum(COVERED) / 2, "all": 1.0}
 
 
+@pytest.mark.slow(minutes=0.05)
 @pytest.mark.parametrize("kind", list(MASKS))
 def test_mean_area_is_that_of_the_formula(kind: str) -> None:
     masks = draw_masks(Draws(5, range(COUNT)), SIZE, [kind])

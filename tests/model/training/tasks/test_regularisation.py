@@ -109,6 +109,7 @@ def test_a_resumed_run_takes_the_same_steps(
     assert_resumes(begins(folders, regularisation, settings), tmp_path / "state")
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_two_processes_and_two_parts_take_the_same_steps(
     folders: Callable[[str], Path], regularisation: Regularisation, tmp_path: Path
 ) -> None:

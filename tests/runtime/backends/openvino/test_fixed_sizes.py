@@ -31,6 +31,7 @@ def sizes_of_open(engine: OpenVinoEngine) -> list[list[int] | None]:
     return [list(shape.to_shape()) if shape.is_static else None for shape in shapes]
 
 
+@pytest.mark.slow(minutes=0.26)
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_a_fixed_network_computes_what_the_other_does(graph: str, bundle: Path) -> None:
     """Both sum in float32, and with fixed sizes OpenVINO may take other kernels: as far apart as from ONNX Runtime."""
@@ -65,6 +66,7 @@ def test_threads_with_other_sizes_free_no_network_that_runs(bundle: Path, monkey
     assert len(sizes_of_open(engine)) == 1
 
 
+@pytest.mark.slow(minutes=0.07)
 def test_one_fixed_network_is_kept_and_opened_first(bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     folder = copy / FOLDER / "unet-content-machine"
@@ -83,6 +85,7 @@ def test_one_fixed_network_is_kept_and_opened_first(bundle: Path, tmp_path: Path
     close(again(**large), expected[3], 0.0)
 
 
+@pytest.mark.slow(minutes=0.06)
 def test_images_are_the_same_and_kept_networks_are_used(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +101,7 @@ def test_images_are_the_same_and_kept_networks_are_used(
     np.testing.assert_array_equal(draw(copy, keep_optimized=True, check=False), made)
 
 
+@pytest.mark.slow(minutes=0.07)
 def test_a_network_that_takes_much_memory_gets_no_second_one(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_openvino, "FIXED_AFTER", 1)
     inputs = feeds(engines(bundle, "unet")[0])
@@ -115,6 +119,7 @@ def test_a_network_that_takes_much_memory_gets_no_second_one(bundle: Path, monke
     assert opened(weights - 1) == opened(weights, low_memory=True) == [list(inputs["sample"].shape)]
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_the_first_sizes_are_compiled_for_and_other_ones_take_their_place(bundle: Path, tmp_path: Path) -> None:
     opened, folder = Bundle.open(bundle), tmp_path / "kept"
     (other, ort), paths = engines(bundle, "unet"), (opened.model("unet"), folder)

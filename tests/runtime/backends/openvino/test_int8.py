@@ -189,6 +189,7 @@ def error(found: Array, expected: Array) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_islands_stay_out_of_int8(bundle: Path, tables: dict[str, Ranges]) -> None:
     """The more of a network is an island, the less it errs; with all of it, it is float32."""
     opened, results = Bundle.open(bundle), []

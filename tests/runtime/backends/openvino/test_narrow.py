@@ -65,6 +65,7 @@ def test_the_mark_is_what_this_openvino_knows() -> None:
     assert [KEY in node.get_rt_info() for node in graph.get_ordered_ops()] == [False, True, False]
 
 
+@pytest.mark.slow(minutes=0.05)
 @brain_float
 def test_an_island_computes_in_float32(bundle: Path) -> None:
     exact = unet(bundle)

@@ -91,6 +91,7 @@ def test_images_are_those_of_onnx_runtime(bundle: Path, how: dict[str, Any]) -> 
     assert psnr(draw(bundle, **how), expected) >= tolerances(Bundle.open(bundle))["picture"].limit
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_image_to_image_and_inpainting(bundle: Path) -> None:
     image = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
     mask = np.zeros((16, 16), np.uint8)
@@ -226,6 +227,7 @@ def test_arrays_that_cannot_be_written_or_are_not_in_order(bundle: Path) -> None
     close(engine(**inputs), expected, ROUNDING)
 
 
+@pytest.mark.slow(minutes=0.07)
 def test_what_was_compiled_is_kept(bundle: Path, tmp_path: Path) -> None:
     """Once it is, the graphs are not read any more; a damaged file is made anew."""
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))

@@ -28,6 +28,7 @@ def scheduler_in(out: Path, **asked: Any) -> Any:
     return made
 
 
+@pytest.mark.slow(minutes=0.08)
 def test_noise_alone_at_the_last_step_is_drawn_as_in_diffusers(
     ldmrt: Any, beside: tuple[object, ...], fruit: Path, tmp_path: Path
 ) -> None:
@@ -51,6 +52,7 @@ def test_noise_alone_at_the_last_step_is_drawn_as_in_diffusers(
     assert json.loads((tuned / CONFIG).read_text()) == json.loads((out / CONFIG).read_text())
 
 
+@pytest.mark.slow(minutes=0.09)
 @pytest.mark.parametrize("name", ["sigmoid", "linear"])
 def test_betas_of_latents(name: str, ldmrt: Any, beside: tuple[object, ...], fruit: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

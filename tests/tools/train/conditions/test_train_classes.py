@@ -91,6 +91,7 @@ def test_what_it_writes_is_exported_and_drawn(ldmrt: Any, words: tuple[object, .
     assert (refused.code, "expected 0 to 1; found 2" in refused.error) == (2, True)
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_a_resumed_run_writes_the_same_weights(ldmrt: Any, words: tuple[object, ...], tmp_path: Path) -> None:
     assert_repeats(ldmrt, words, tmp_path, ("--class-dropout", 0.2))
 

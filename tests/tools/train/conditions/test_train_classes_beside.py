@@ -72,6 +72,7 @@ def test_classes_in_pixels_are_exported_and_drawn(ldmrt: Any, pixels: tuple[obje
     assert Image.open(tmp_path / "drawn.png").size == (16, 16)
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_a_run_in_pixels_that_was_stopped_writes_the_same(
     ldmrt: Any, pixels: tuple[object, ...], tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_options_of_latents_are_refused_in_pixels(ldmrt: Any, pixels: tuple[obje
     assert not (out / "training").exists()
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_classes_beside_text_are_drawn_as_diffusers_would(
     ldmrt: Any, beside: tuple[object, ...], tmp_path: Path
 ) -> None:
@@ -187,6 +189,7 @@ def codebook(ldmrt: Any, beside: tuple[object, ...], tmp_path: Path) -> tuple[ob
     return (*beside[:-1], ae)
 
 
+@pytest.mark.slow(minutes=0.14)
 def test_latents_of_a_codebook(ldmrt: Any, codebook: tuple[object, ...], tmp_path: Path) -> None:
     """What is trained in them draws the same in diffusers, and resumes."""
     whole = assert_repeats(ldmrt, codebook, tmp_path, ("--prediction", "v_prediction"))

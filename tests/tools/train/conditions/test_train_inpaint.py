@@ -81,6 +81,7 @@ def test_what_it_writes_is_exported_and_drawn(ldmrt: Any, pictures: Path, tmp_pa
     assert Image.open(tmp_path / "drawn.png").size == (16, 16)
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_a_resumed_run_writes_the_same_weights(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     source = save_pipeline("sd15", tmp_path / "source")
     words = words_of("inpaint", source, pictures, tmp_path / "out", "--previews", 0)

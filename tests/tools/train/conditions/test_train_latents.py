@@ -20,6 +20,7 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow(minutes=0.18)
 @pytest.mark.parametrize("more", [(), ("--flip", "--buckets")])
 def test_runs_with_any_cache_have_the_same_bits(
     ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
@@ -49,6 +50,7 @@ def test_runs_with_any_cache_have_the_same_bits(
         assert (tmp_path / name / UNET).read_bytes() == (tmp_path / "memory" / UNET).read_bytes()
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_rounded_latents_are_part_of_the_run(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     source, out = save_pipeline("sd15", tmp_path / "source"), tmp_path / "out"
     words = ("train", "finetune", "--from", source, "--data", pictures, "--size", 16, "--batch", 2, "--previews", 0)
@@ -67,6 +69,7 @@ def test_rounded_latents_are_part_of_the_run(ldmrt: Any, pictures: Path, tmp_pat
     assert ldmrt(*words, "--steps", 3, "--resume").code == 0
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_rounded_latents_are_of_any_precision(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     """autocast to bf16 refuses to stack fp16 on the CPU."""
     source = save_pipeline("sd15", tmp_path / "source")

@@ -12,6 +12,7 @@ from ..runs.saved import last_state
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
 
 
+@pytest.mark.slow(minutes=0.05)
 def test_masks_by_command(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     source, masks = save_pipeline("sd15", tmp_path / "source"), tmp_path / "masks"
     masks.mkdir()

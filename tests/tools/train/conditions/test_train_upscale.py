@@ -60,6 +60,7 @@ def test_what_it_writes_is_exported_and_enlarges(ldmrt: Any, pictures: Path, tmp
     assert Image.open(tmp_path / "drawn.png").size == (32, 40)  # twice as large: the factor of this autoencoder
 
 
+@pytest.mark.slow(minutes=0.06)
 def test_a_resumed_run_writes_the_same_weights(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     words = words_of("upscale", save_pipeline("sd15", tmp_path / "source"), pictures, tmp_path / "out", "--previews", 0)
     assert_repeats(ldmrt, words, tmp_path, ("--caption-dropout", 0.2))

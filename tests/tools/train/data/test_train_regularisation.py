@@ -38,6 +38,7 @@ def words_of(task: str, tmp_path: Path, pictures: Path) -> tuple[object, ...]:
     return (*words, "--learning-rate", 1e-2, "--previews", 0, *(("--rank", 2) if task == "lora" else ()))
 
 
+@pytest.mark.slow(minutes=0.06)
 def test_finetune_repeats(ldmrt: Any, pictures: Path, others: Path, tmp_path: Path) -> None:
     words = (*words_of("finetune", tmp_path, pictures), "--regularisation", others, "--regularisation-prompt", "fruit")
     words += ("--regularisation-weight", 0.5, "--log-every", 1)
@@ -86,6 +87,7 @@ def test_a_prompt_is_of_its_own_images(ldmrt: Any, pictures: Path, others: Path,
     assert weights["prompt"] == weights["texts"] != weights["prefixed"]
 
 
+@pytest.mark.slow(minutes=0.14)
 @pytest.mark.parametrize("more", [(), ("--flip", "--buckets")])
 def test_any_cache_gives_the_same_bits(
     ldmrt: Any, pictures: Path, others: Path, tmp_path: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,7 @@ def test_check_reads_archives(ldmrt: Any, contents: dict, tmp_path: Path) -> Non
     assert "missing; expected 4 archives" in ldmrt("data", "check", folder / "s-{0..3}.tar").error.replace("are ", "")
 
 
+@pytest.mark.slow(minutes=0.06)
 def test_the_bytes_of_archives_train_the_same_weights_as_a_folder(
     ldmrt: Any, contents: dict, words: Callable[..., list[object]], tmp_path: Path
 ) -> None:

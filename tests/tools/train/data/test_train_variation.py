@@ -39,6 +39,7 @@ def words(task: str, folder: Path, out: Path, *more: object, steps: int = 1) -> 
     return ["train", task, "--data", folder, "--out", out, "--steps", steps, "--batch", 2, "--warmup", 1, *more]
 
 
+@pytest.mark.slow(minutes=0.18)
 def test_a_varied_run_resumes_exactly_and_names_what_it_lost(ldmrt: Any, folder: Path, tmp_path: Path) -> None:
     assert ldmrt(*words("autoencoder", folder, tmp_path / "ae")).code == 0
     options = [word for name, values in VARIED.items() for word in (name, *values)] + ["--keep-tags", 1]
@@ -146,6 +147,7 @@ def test_empty_captions_are_allowed_where_asked(source: str, ldmrt: Any, folder:
         assert "text of 0.png is null" in ldmrt("data", "check", folder, "--empty", "allow").error
 
 
+@pytest.mark.slow(minutes=0.08)
 def test_captions_that_are_too_long_are_counted_once(
     ldmrt: Any, folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -214,6 +214,7 @@ def test_bound_of_the_exact_denoiser(tmp_path: Path) -> None:
     torch.testing.assert_close(found.loss.simple.mean(dim=0), noise, rtol=0.15, atol=0.0)  # 6144 numbers: 8 errors
 
 
+@pytest.mark.slow(minutes=0.11)
 def test_bound_command(ldmrt: Any, bundle: Path, pictures: Path) -> None:
     words = ("evaluate", bundle, "--data", pictures, "--prompts", 2, "--measure", "bound")
     ran = ldmrt(*words, "--json")

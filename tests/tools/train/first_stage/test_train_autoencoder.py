@@ -62,6 +62,7 @@ PARTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow(minutes=0.24)
 @pytest.mark.parametrize("name", PARTS)
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(name: str, ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     """And loads in diffusers and here, with equal codes and pictures."""

@@ -44,6 +44,7 @@ def first(ldmrt: Any, pictures: Path, tmp_path: Path, small_networks: None) -> A
     return run
 
 
+@pytest.mark.slow(minutes=0.1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_decoder_alone_learns_and_a_stopped_run_ends_in_the_same_bytes(
     kind: str, first: Any, ldmrt: Any, pictures: Path, tmp_path: Path

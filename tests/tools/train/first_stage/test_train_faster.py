@@ -16,6 +16,7 @@ def words(pictures: Path, out: Path, steps: int, *more: object) -> list[object]:
     return ["train", "autoencoder", *own, "--steps", steps, "--out", out, *more]
 
 
+@pytest.mark.slow(minutes=0.09)
 def test_a_run_in_8_bits_that_was_stopped_ends_in_the_same_bytes(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     """With an opponent, whose optimizer is of that kind too."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra bitsandbytes)")
@@ -40,6 +41,7 @@ def test_8_bits_need_their_package(ldmrt: Any, pictures: Path, tmp_path: Path, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow(minutes=0.06)
 def test_a_missing_compiler_stops_before_anything_is_written(
     ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_networks: None
 ) -> None:

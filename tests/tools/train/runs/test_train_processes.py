@@ -55,6 +55,7 @@ def assert_close(folder: Path, other: Path) -> None:
         assert torch.stack([(value - found).norm() for value, found in pairs]).norm() <= 1e-6 * whole
 
 
+@pytest.mark.slow(minutes=0.29)
 def test_two_processes_are_one_training(ldmrt: Any, words: list[str], tmp_path: Path) -> None:
     alone, both = tmp_path / "alone", tmp_path / "both"
     assert ldmrt(*words, "--out", alone).code == 0
