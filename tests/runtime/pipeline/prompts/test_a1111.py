@@ -84,6 +84,19 @@ def test_sections_stand_between_breaks() -> None:
     assert [len(read_attention(text)) for text in ("BREAKS", "aBREAK", "", "BREAK")] == [1, 1, 1, 2]
 
 
+def test_a_break_that_brackets_weigh_is_a_word() -> None:
+    """parse_prompt_attention gives it the weight -1, and tokenize_line begins a chunk at exactly that weight."""
+    for text, expected in {
+        "a (b BREAK c:1.5)": [[("a ", 1.0), ("b", 1.5), ("BREAK", -1.5), ("c", 1.5)]],
+        "[BREAK": [[("", 1 / 1.1), ("BREAK", -1 / 1.1), ("", 1 / 1.1)]],
+        "(a BREAK b:0)": [[("aBREAKb", 0.0)]],
+        "(a BREAK b:1.0)": [[("a", 1.0)], [("b", 1.0)]],
+        "((a BREAK b:-1):-1)": [[("a", 1.0)], [("b", 1.0)]],
+        "(BR\\EAK:-1)": [[("", 1.0)], [("", 1.0)]],
+    }.items():
+        assert [[(one.text, one.weight) for one in section] for section in read_attention(text)] == expected, text
+
+
 @pytest.mark.parametrize("text", SCHEDULES)
 def test_schedules_are_the_published_ones(text: str) -> None:
     assert list(read_schedule(text, Steps(STEPS))) == SCHEDULES[text]
@@ -117,7 +130,6 @@ UNREADABLE = {
     f"a AND (b:{'9' * 400})": ("is no weight", "999"),
     "x AND [a:(b:.):.5]": ("'.' is no weight", ".)"),
     "x AND [a:b:1e999]": ("'1e999' is no step", "1e999"),
-    "a (b BREAK c:1.1)": ("a BREAK in brackets", "BREAK"),
     "a <hypernet:x:0.8>": ("a prompt loads no hypernet", "<hypernet"),
     "a <lora:x:b>": ("'b' is no weight", "b>"),
     "[" * 60 + "a": ("brackets nested too deeply", "[" * 10 + "a"),
