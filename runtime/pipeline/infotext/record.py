@@ -12,6 +12,7 @@ from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.store import engines
 from ldmrt.runtime.files.reading import JsonObject, sha256
 from ldmrt.runtime.images.resizing import Upscaler
+from ldmrt.runtime.pipeline.autoencoder.upscale_bundle import is_upscale_model, open_upscale_bundle
 from ldmrt.runtime.pipeline.loras.asked import tags_of
 from ldmrt.runtime.pipeline.request.checks import with_scale
 from ldmrt.runtime.pipeline.request.field_names import FIELDS, SHORT
@@ -33,7 +34,7 @@ def digest_of_bundle(folder: Path) -> str:
     Raises:
         BundleError: It is no bundle.
     """
-    bundle = Bundle.open(folder, check=False)
+    bundle = _opened(folder)
     files: JsonObject = bundle.manifest.get("files") or {
         path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
     }
@@ -52,7 +53,7 @@ def run_of(folder: Path, opening: Mapping[str, Any], **more: Any) -> JsonObject:
     Raises:
         BundleError: It is no bundle.
     """
-    opened = Bundle.open(folder, check=False)
+    opened = _opened(folder)
     run = {
         **identity(folder),
         "backend": _backend_of(opened, str(opening.get("backend", "auto"))),
@@ -65,7 +66,7 @@ def run_of(folder: Path, opening: Mapping[str, Any], **more: Any) -> JsonObject:
 
 def identity(folder: Path) -> JsonObject:
     """Return a digest of the files of a bundle, and whether its certificate holds for them."""
-    issues = Bundle.open(folder, check=False).certificate_issues
+    issues = _opened(folder).certificate_issues
     return {"bundle_sha256": digest_of_bundle(folder), "certificate": "; ".join(issues) or "holds"}
 
 
@@ -109,6 +110,11 @@ def made_of_several(records: Sequence[JsonObject], columns: int) -> JsonObject:
     loras = {name: lora for record in records for name, lora in record.get("loras", {}).items()}
     shared |= {"loras": loras} if loras else {}
     return {**first, **shared, GRID: {"columns": columns, **({EACH: each} if any(each) else {})}}
+
+
+def _opened(folder: Path) -> Bundle:
+    """Open a bundle, of an upscale model too, without hashing its files."""
+    return open_upscale_bundle(folder, check=False)[0] if is_upscale_model(folder) else Bundle.open(folder, check=False)
 
 
 def _backend_of(bundle: Bundle, asked: str) -> str:

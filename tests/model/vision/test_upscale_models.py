@@ -278,12 +278,15 @@ def test_commands_know_a_bundle_of_one(made: Path, files: Path, tmp_path: Path, 
 def test_an_image_is_enlarged_by_the_command(made: Path, tmp_path: Path, capsys: Any) -> None:
     Image.fromarray(noise(30, 40, 4)).save(tmp_path / "in.png")
     for suffix, mode in ((".png", "RGBA"), (".webp", "RGBA"), (".jpg", "RGB")):
-        out = tmp_path / f"out{suffix}"
+        out, again = tmp_path / f"out{suffix}", tmp_path / f"again{suffix}"
         assert command("upscale", made, tmp_path / "in.png", "--tile", 24, "--overlap", 8, "-o", out) == 0
         assert (Image.open(out).size, Image.open(out).mode) == ((160, 120), mode)
         assert command("info", out) == 0
-        assert command("replay", out) == 2
-        assert "was enlarged by an upscale model alone" in capsys.readouterr().err
+        capsys.readouterr()
+        assert command("replay", out, "--bundle", made, "-o", again) == 0
+        said = capsys.readouterr().out
+        assert ("identical: 160x120" in said, "differs" in said) == (True, False)
+        assert again.read_bytes() == out.read_bytes()  # its record too
     assert command("upscale", made, tmp_path / "in.png", "--steps", 3) == 2
     assert "--steps is not for upscale models" in capsys.readouterr().err
 

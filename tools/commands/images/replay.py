@@ -45,6 +45,8 @@ def replay(
 ) -> None:
     """Draw FILE, an image, a grid or an animation of ldmrt, again from the record in it, and compare all pixels.
 
+    What an upscale model has enlarged is enlarged again, from the image that it was.
+
     On the same bundle, backend and versions it is identical. What differs is listed. The exit code is 1 where pixels
     differ.
 
@@ -53,21 +55,26 @@ def replay(
     from ldmrt.runtime.errors import printable
     from ldmrt.tools.console import tables
     from ldmrt.tools.console.drawing.embedded.programs import describe
-    from ldmrt.tools.console.drawing.image_paths import free_path
+    from ldmrt.tools.console.drawing.image_paths import FORMATS, free_path
+    from ldmrt.tools.console.drawing.replaying.enlarged import enlarge_again, is_enlarged
     from ldmrt.tools.console.drawing.replaying.records import Record
     from ldmrt.tools.console.drawing.replaying.replay import replay as draw_again
     from ldmrt.tools.console.drawing.replaying.sources import find_bundle
 
     image = describe("replay", Path(file))
-    record = Record.of(image)  # raises before a bundle is looked for
+    record = None if is_enlarged(image) else Record.of(image)  # raises before a bundle is looked for
+    formats = FORMATS if record is None else record.formats
     folder = find_bundle(image, bundle)
-    other = None if record.refiner is None else find_bundle(image, refiner, record.refiner.name, "--refiner")
-    name = record.upscaler
-    model = None if name is None else find_bundle(image, hires_upscaler, name, "--hires-upscaler")
     if out is not None:
-        path = free_path(out, 1, steps=False, overwrite=overwrite, formats=record.formats)
+        path = free_path(out, 1, steps=False, overwrite=overwrite, formats=formats)
         out = click.get_current_context().with_resource(path)
-    again = draw_again(record, folder, other, backend, inputs, model)
+    if record is None:
+        again = enlarge_again(image, folder, backend, inputs)
+    else:
+        other = None if record.refiner is None else find_bundle(image, refiner, record.refiner.name, "--refiner")
+        name = record.upscaler
+        model = None if name is None else find_bundle(image, hires_upscaler, name, "--hires-upscaler")
+        again = draw_again(record, folder, other, backend, inputs, model)
     if out is not None:
         again.save(out)
     if again.differences:

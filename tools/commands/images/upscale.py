@@ -1,7 +1,6 @@
 """Run `ldmrt upscale`: enlarge an image with a bundle of an upscaler."""
 
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from ldmrt.tools.options.types import IMAGE, Text
 
 if TYPE_CHECKING:
     from ldmrt.runtime.files.reading import JsonObject
-    from ldmrt.runtime.pipeline.autoencoder.upscale_model import UpscaleModel
 
 
 @click.command()
@@ -66,12 +64,13 @@ def upscale(
     from ldmrt.runtime.bundle.hub import local_bundle
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.pipeline.autoencoder.upscale_bundle import is_upscale_model
-    from ldmrt.runtime.pipeline.autoencoder.upscale_model import TILE, open_upscale_model
+    from ldmrt.runtime.pipeline.autoencoder.upscale_model import TILE
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.samplers.registry import everyday_name
     from ldmrt.tools.console.drawing.image_paths import check_name, free_path
     from ldmrt.tools.console.drawing.images import parameters, save_image
     from ldmrt.tools.console.drawing.making import Making
+    from ldmrt.tools.console.drawing.replaying.enlarged import enlarge
     from ldmrt.tools.console.drawing.rows import in_rows
     from ldmrt.tools.console.verification.upscale_model import accept_only
 
@@ -79,9 +78,8 @@ def upscale(
         accept_only(("tile", "overlap", "batch", "backend", "compute", "threads", "out", "overwrite"))
         check_name(out)
         how: dict[str, Any] = {"tile": tile or TILE, "overlap": overlap, "batch": batch, "compute": compute}
-        with open_upscale_model(bundle, backend, threads=threads, **how) as model:
-            out = click.get_current_context().with_resource(free_path(out, 1, steps=False, overwrite=overwrite))
-            enlarge(model, image, out, {"bundle": bundle.name, **how})
+        out = click.get_current_context().with_resource(free_path(out, 1, steps=False, overwrite=overwrite))
+        enlarge(bundle, image, {**how, "threads": threads, "backend": backend}, out.suffix.lower()).save(out)
         click.echo(out)
         return
     request = request_of({**options, "image": image})
@@ -108,28 +106,3 @@ def upscale(
         making = Making.of(bundle, last, opening)
         save_image(out, result.pixels[0], making.notes(facts, request, result.pixels[0]))
     click.echo(out)
-
-
-def enlarge(model: "UpscaleModel", image: Path, out: Path, facts: "JsonObject") -> None:
-    """Enlarge an image by an upscale model, show progress, and write it."""
-    import numpy as np
-
-    from ldmrt.runtime.images.modes import on_white
-    from ldmrt.runtime.images.png import notes
-    from ldmrt.runtime.images.reading import read
-    from ldmrt.runtime.pipeline.autoencoder.upscale_model import pixels_of, with_transparency
-    from ldmrt.tools.console.drawing.image_paths import FORMATS
-    from ldmrt.tools.console.drawing.images import save_image
-    from ldmrt.tools.console.progress import watched
-
-    opened = read("upscale", image)
-    pixels = pixels_of(opened)
-    steps = model.steps(pixels)
-    first = next(steps)
-    *_, last = watched(chain([first], steps), -(-first.total // model.batch), lambda each: f"{each.done} tiles")
-    assert last.pixels is not None  # after the last step
-    enlarged = with_transparency(last.pixels, opened)
-    if FORMATS[out.suffix.lower()] == "JPEG":  # which has no transparency
-        enlarged = on_white(enlarged)
-    facts |= {"ldmrt": ldmrt.__version__, "image": image.name, "upscaler": model.name}
-    save_image(out, np.asarray(enlarged), notes(facts | {"height": enlarged.height, "width": enlarged.width}))

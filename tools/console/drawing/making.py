@@ -8,15 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.bundle.bundle import read_manifest
-from ldmrt.runtime.bundle.coverage import manifest_digest
 from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.images.exif import INFOTEXT
 from ldmrt.runtime.images.png import notes
 from ldmrt.runtime.images.resizing import UPSCALERS
 from ldmrt.runtime.pipeline.autoencoder.upscale_model import UpscaleModel, open_upscale_model
-from ldmrt.runtime.pipeline.infotext.record import KEYS, MADE, inputs_of, made, made_of_several, run_of, words_of
+from ldmrt.runtime.pipeline.infotext.record import (
+    KEYS,
+    MADE,
+    digest_of_bundle,
+    inputs_of,
+    made,
+    made_of_several,
+    run_of,
+    words_of,
+)
 from ldmrt.runtime.pipeline.infotext.text import infotext_of
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
@@ -111,4 +118,4 @@ def open_hires_upscaler(name: str, opening: Mapping[str, Any]) -> UpscaleModel |
 
 def upscaler_record(folder: str) -> JsonObject:
     """Describe the bundle of an upscale model as an image's record holds it."""
-    return {"bundle": Path(folder).name, "sha256": manifest_digest(read_manifest(Path(folder), check=False))}
+    return {"bundle": Path(folder).name, "sha256": digest_of_bundle(Path(folder))}

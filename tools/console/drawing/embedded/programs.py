@@ -15,6 +15,7 @@ from .comfyui import read_graph
 from .fields import read_fields
 
 LDMRT = "ldmrt"
+SOURCE = "source"  # the key of the parameters of the image that an upscale model has enlarged
 A1111, COMFYUI, INVOKEAI = "AUTOMATIC1111's web UI", "ComfyUI", "InvokeAI"
 # The web UI's names of settings, and the names that they have here; others keep theirs.
 _INFOTEXT = {
@@ -87,14 +88,21 @@ def _own(path: Path, fields: Mapping[str, str]) -> Description | None:
     said = _json(fields.get(OWN))
     if said is None:
         return None
+    drawn = said
+    while "upscaler" in drawn and isinstance(drawn.get(SOURCE), dict):
+        drawn = drawn[SOURCE]  # what was enlarged
     settings = {
-        "steps": said.get("steps"), "sampler": said.get("scheduler"), "guidance": said.get("guidance"),
-        "seed": said.get("seed", said.get("seeds")), "width": said.get("width"), "height": said.get("height"),
-        "model": said.get("bundle"), "frames": said.get("frames"), "fps": said.get("fps"),
+        "steps": drawn.get("steps"), "sampler": drawn.get("scheduler"), "guidance": drawn.get("guidance"),
+        "seed": drawn.get("seed", drawn.get("seeds")), "width": said.get("width"), "height": said.get("height"),
+        "model": drawn.get("bundle"), "frames": said.get("frames"), "fps": said.get("fps"),
+        "upscaler": said.get("upscaler"),
     }  # fmt: skip
-    prompt = said.get("prompt", said.get("prompts"))
     known = {name: value for name, value in settings.items() if value is not None}
-    return Description(path, LDMRT, _text(prompt), _text(said.get("negative_prompt")), known, said)
+    prompt, negative = drawn.get("prompt", drawn.get("prompts")), drawn.get("negative_prompt")
+    if "upscaler" in drawn and (other := _a1111(path, fields)) is not None:  # which another program drew
+        own = {name: value for name, value in known.items() if name != "model"}  # which is the upscale model alone
+        prompt, negative, known = other.prompt, other.negative, {**other.settings, **own}
+    return Description(path, LDMRT, _text(prompt), _text(negative), known, said)
 
 
 def _invokeai(path: Path, fields: Mapping[str, str]) -> Description | None:

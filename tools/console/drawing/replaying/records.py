@@ -255,9 +255,6 @@ def _made(image: Description) -> JsonObject:
         problem, hint = f"{image.path} was not drawn by ldmrt, or has lost its record", f"ldmrt info {image.path}"
         raise LdmrtError("replay", problem, expected="an image of ldmrt", found=image.program, hint=hint)
     made = image.parameters.get(MADE)
-    if made is None and "upscaler" in image.parameters:
-        problem, hint = f"{image.path} was enlarged by an upscale model alone", "ldmrt upscale BUNDLE IMAGE"
-        raise LdmrtError("replay", problem, expected="an image that a diffusion model drew", hint=hint)
     animated = _is_animated(image)
     of_grid = "seeds" in image.parameters and not animated
     if of_grid and (not isinstance(made, dict) or not isinstance(made.get(GRID), dict)):
