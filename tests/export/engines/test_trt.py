@@ -201,7 +201,6 @@ def settled(folder: Path) -> None:
     assert names == {"engine.plan", "engine.json"}
 
 
-@pytest.mark.slow(minutes=0.14)
 def test_killed(demo: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(demo, tmp_path / "bundle"))
     assert killed(folder, 3, 1.5) > 0
