@@ -7,6 +7,7 @@ from ldmrt.model.weights.weight_files import choose, shards
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.hub import fetch
 from ldmrt.runtime.files.reading import read_json
+from ldmrt.runtime.files.recognise import gguf_error, only_gguf
 
 from .folder import CONFIGS, INDEX, SCHEDULER, check_variant, folders_of, split_index
 
@@ -25,12 +26,14 @@ def download(
     Raises:
         LdmrtError: There is no such model, it has no such variant, or the hub does not answer.
     """
-    folder = fetch("checkpoint", name, [INDEX])
+    folder, names = fetch("checkpoint", name, [INDEX]), _names(name)
     if not (folder / INDEX).is_file():
+        if gguf := only_gguf(names):
+            raise gguf_error("checkpoint", f"{name}/{gguf}", "a model in diffusers' layout")
         raise LdmrtError("checkpoint", f"{name} on the hub has no {INDEX}", expected="a model in diffusers' layout")
     content = read_json("checkpoint", folder / INDEX)
     _, parts = split_index(content, left_out)
-    names = _names(name) or [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    names = names or [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     folders = folders_of(parts, content, names.__contains__)
     inside = {part: _inside(names, place) for part, place in folders.items()}
     inside |= {SCHEDULER: [CONFIGS[SCHEDULER]]} if folders.get(SCHEDULER) == "" else {}

@@ -14,6 +14,7 @@ from ldmrt.runtime.bundle.graphs import TRANSFORMER
 from ldmrt.runtime.bundle.stage_of_configs import FLUX
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject, read_json
+from ldmrt.runtime.files.recognise import refuse_gguf
 
 from . import families
 from .families import CLIP, OPEN_CLIP, Family, Text
@@ -56,6 +57,7 @@ def with_part(source: Source, part: str, path: Path, variant: str | None = None)
     if part == TRANSFORMER and "unet" in source.networks:
         problem, expected = "this checkpoint has a U-Net", "a Stable Diffusion 3 or FLUX.1"
         raise LdmrtError(part, problem, expected=expected, hint="leave out --transformer")
+    refuse_gguf(part, path)
     if path.is_dir():
         folder = path if (path / "config.json").exists() else path / part
         config = read_json(part, folder / "config.json")

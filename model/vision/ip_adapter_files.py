@@ -22,6 +22,7 @@ from ldmrt.model.weights.tensor_files import read
 from ldmrt.model.weights.weights import Tensors, is_safetensors, open_weights
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import plain_file
+from ldmrt.runtime.files.recognise import refuse_gguf
 
 WHERE = "ip_adapter"
 PROJECTION, LAYERS = HALVES = ("image_proj", "ip_adapter")  # of a file
@@ -68,6 +69,7 @@ def open_ip_adapter(path: Path) -> AdapterFile:
 
 def _only(folder: Path) -> Path:
     """Return the one file of weights in a folder."""
+    refuse_gguf(WHERE, folder)
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in SUFFIXES)
     if len({file.stem for file in files}) != 1:
         inside = ", ".join(file.name for file in files[:3]) or "none"

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.recognise import gguf_error, only_gguf
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # diffusers', transformers', and transformers' of old
 SUFFIXES = ("safetensors", "bin", "ckpt")  # the first that is there is read
@@ -33,6 +34,7 @@ def variants(names: Iterable[str]) -> dict[str, str]:
 
 def choose(component: str, names: Iterable[str], variant: str | None, where: object) -> str:
     """Return the file to read among `names`: of `variant`, else the plain one, else of the only variant there is."""
+    names = list(names)
     there = variants(names)
     for name in (variant, "", *(there if len(there) == 1 and variant is None else ())):
         if name is not None and name in there:
@@ -41,6 +43,8 @@ def choose(component: str, names: Iterable[str], variant: str | None, where: obj
         expected = f"{variant} or plain" if variant else "plain"
         found = ", ".join(name or "plain" for name in sorted(there))
         raise LdmrtError(component, f"no {expected} weights in {where}", found=found, hint="choose another variant")
+    if gguf := only_gguf(names):
+        raise gguf_error(component, f"{where}/{gguf}")
     name = STEMS[1 if component.startswith("text_encoder") else 0]
     raise LdmrtError(component, "missing file", expected=f"{where}/{name}.safetensors")
 

@@ -10,6 +10,7 @@ import shlex
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from ldmrt.runtime.errors import LdmrtError
@@ -88,31 +89,54 @@ def refuse_other(where: str, path: Path, wanted: str, *others: str) -> None:
         others: The kinds to refuse; all but `wanted` where none is named.
 
     Raises:
-        LdmrtError: The path is not of these kinds; the hint is the command that takes it. Or it is a GGUF file.
+        LdmrtError: The path is not of these kinds; the hint is the command that takes it. Or it is GGUF.
     """
-    refuse_gguf(where, path)
+    refuse_gguf(where, path, _a(wanted))
     kind = kind_of(path)
     if kind and kind != wanted and (not others or kind in others):
         out = shlex.quote((Path("out") / path.stem).as_posix())
         hint = _NEXT[kind].format(path=shlex.quote(str(path)), out=out)
-        article = "an" if kind[0] in "aeiou" else "a"
-        raise LdmrtError(where, f"{path} is {article} {kind}, not a {wanted}", hint=hint)
+        raise LdmrtError(where, f"{path} is {_a(kind)}, not {_a(wanted)}", hint=hint)
 
 
-def refuse_gguf(where: str, path: Path) -> None:
-    """Refuse a GGUF file, whose weights are rounded to few bits in blocks.
+def _a(kind: str) -> str:
+    """Put the article before a kind."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def refuse_gguf(where: str, path: Path, expected: str = "a .safetensors file") -> None:
+    """Refuse a GGUF file, whose weights are rounded to few bits in blocks, and a folder with no other weights.
+
+    Args:
+        where: What the path was meant for, for errors.
+        path: A file, which is known by its first bytes, or a folder, whose files are known by their names.
+        expected: What the path should be.
 
     Raises:
-        LdmrtError: The file begins as one.
+        LdmrtError: It is one; the hint says what to use instead.
     """
-    begin = b""
+    begin, name = b"", ""
     with contextlib.suppress(OSError, ValueError):
         if path.is_file():
             with path.open("rb") as file:
                 begin = file.read(len(GGUF))
-    if begin == GGUF:
-        hint = "use the .safetensors file that it was made of; float8 is read too"
-        raise LdmrtError(where, f"{path} is a GGUF file", expected="a .safetensors file", hint=hint)
+        elif path.is_dir() and not _runs(path) and not (path / "model_index.json").is_file():
+            name = only_gguf(entry.name for entry in path.iterdir())
+    if begin == GGUF or name:
+        raise gguf_error(where, path / name, expected)
+
+
+def only_gguf(names: Iterable[str]) -> str:
+    """Return the first name of a GGUF file among those of files; "" where one of them is that of other weights."""
+    suffixes = {name: Path(name).suffix.lower() for name in sorted(names)}
+    first = next((name for name, suffix in suffixes.items() if suffix == ".gguf"), "")
+    return "" if any(suffix in WEIGHTS for suffix in suffixes.values()) else first
+
+
+def gguf_error(where: str, path: object, expected: str = "a .safetensors file") -> LdmrtError:
+    """Make the error about a GGUF file, which says what to use instead."""
+    hint = "ldmrt export reads the .safetensors file that it was made of, also in float8"
+    return LdmrtError(where, f"{path} is a GGUF file", expected=expected, hint=hint)
 
 
 def expect_bundle(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The keys that a scheduler_config.json of diffusers may have, by class, with the value that a missing one means."""
 
 import math
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
@@ -39,6 +40,8 @@ _DYNAMIC_SHIFT: Config = {
     **{"use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15, "time_shift_type": "exponential"},
     **{"base_image_seq_len": 256, "max_image_seq_len": 4096, "shift_terminal": None, "invert_sigmas": False},
 }
+# The keys that diffusers never reads where the shift is dynamic, and where it is not: they may be null.
+_UNREAD = {True: ("shift",), False: ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")}
 # Arguments of diffusers' `step`, which a config may hold here.
 CHURN = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
 # Whether a corrector's step is of each image, or of the batch as in diffusers; its config has no key for it.
@@ -140,6 +143,8 @@ def resolve(config: Config, class_name: str) -> JsonObject:
         warnings.warn(f"scheduler: unknown keys {', '.join(unknown)} are skipped", LdmrtWarning, stacklevel=3)
     out = {key: config.get(key, default) for key, default in KEYS[class_name].items()}
     out |= {key: False for key, value in out.items() if value is None and isinstance(KEYS[class_name][key], bool)}
+    for key in _UNREAD[bool(out.get("use_dynamic_shifting"))] if "base_shift" in out else ():
+        out[key] = KEYS[class_name][key] if out[key] is None else out[key]
     _check_kinds(out, class_name)
     _check_bounds(out)
     _check_choices(out, class_name)
@@ -195,8 +200,8 @@ def _fits(value: object, default: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether a value is a finite number; truth values are none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Tell whether a value is a finite number, also as a float; truth values are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 LATE = ("DPM", "UniPC", "DEIS")  # solvers of flows among others

@@ -173,6 +173,20 @@ def test_errors(name: str, served: Hub) -> None:
     assert len(str(caught.value).splitlines()) <= 2
 
 
+@pytest.mark.parametrize("place", ["", "unet/"])
+def test_gguf_in_the_place_of_weights(place: str, served: Hub) -> None:
+    """In a model without configs, or of a part in diffusers' layout: nothing large is fetched."""
+    for file in served.files:
+        if not place or (file.startswith(place) and not file.endswith(".json")):
+            (served.folder / file).unlink()
+    (served.folder / place / "x-Q4_K_S.gguf").write_bytes(b"GGUF")
+    (served.folder / "README.md").write_text("x")
+    served.cache.mkdir()
+    with pytest.raises(LdmrtError, match=f"{NAME}/{place}x-Q4_K_S.gguf is a GGUF file; expected .*\n  try: ldmrt"):
+        load(NAME)
+    assert served.fetched <= {"model_index.json"}
+
+
 @pytest.mark.parametrize("source", ["nowhere", "./a/b", "/a/b", "a/b/c", "../b", "a/", "/b", "a b/c", "a/b.ckpt"])
 def test_what_is_no_name(source: str, served: Hub) -> None:
     with pytest.raises(LdmrtError, match=r"no folder|no file"):

@@ -114,28 +114,61 @@ def test_files(ldmrt: Any, tmp_path: Path, kind: str, suffix: str) -> None:
             load(path)
 
 
-@pytest.mark.parametrize(
-    "option", [None, "--vae", "--transformer", "--text-encoder", "--lora", "--embedding", "--controlnet", "--adapter"]
-)
-@pytest.mark.parametrize("suffix", [".gguf", ".safetensors"])
+GGUF = b"GGUF\3\0\0\0" + bytes(64)
+USE = "  try: ldmrt export reads the .safetensors file that it was made of, also in float8"
+OPTIONS = ("--vae", "--transformer", "--text-encoder", "--lora", "--embedding", "--controlnet", "--adapter")
+OPTIONS += ("--ip-adapter", "--preview-decoder")
+
+
+@pytest.mark.parametrize("option", [None, *OPTIONS])
+@pytest.mark.parametrize("form", ["x.gguf", "x.safetensors", "folder"])
 def test_gguf_is_refused_everywhere(
-    ldmrt: Any, option: str | None, suffix: str, checkpoint: Path, sd3_folder: Path, tmp_path: Path
+    ldmrt: Any, option: str | None, form: str, checkpoint: Path, sd3_folder: Path, tmp_path: Path
 ) -> None:
-    """It is known by its first bytes, whatever its name ends in."""
-    path, out = tmp_path / f"flux1-dev-Q4{suffix}", tmp_path / "out"
-    path.write_bytes(b"GGUF\3\0\0\0" + bytes(64))
+    """A file is known by its first bytes, whatever its name ends in; a folder by the names in it."""
+    path, out = tmp_path / "q4" / ("x.gguf" if form == "folder" else form), tmp_path / "out"
+    path.parent.mkdir()
+    path.write_bytes(GGUF)
+    (path.parent / "README.md").write_text("of another model")
     source = sd3_folder if option == "--transformer" else checkpoint
-    value = f"x={path}" if option in ("--controlnet", "--adapter") else path
-    ran = ldmrt("export", path, out) if option is None else ldmrt("export", source, out, option, value)
+    given = path.parent if form == "folder" else path
+    value = f"x={given}" if option in ("--controlnet", "--adapter") else given
+    ran = ldmrt("export", given, out) if option is None else ldmrt("export", source, out, option, value)
     assert f"{path} is a GGUF file" in ran.error
-    assert "  try: use the .safetensors file that it was made of" in ran.err
+    assert USE in ran.err
     assert not out.exists()
 
 
-def test_gguf_is_no_bundle(ldmrt: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_2"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_gguf_in_the_place_of_a_part(ldmrt: Any, part: str, whole: bool, sd3_folder: Path, tmp_path: Path) -> None:
+    """Beside its config, in a checkpoint or alone."""
+    copy = Path(shutil.copytree(sd3_folder, tmp_path / "sd3"))
+    for file in (copy / part).glob("*.safetensors"):
+        file.unlink()
+    (copy / part / "x-Q8_0.gguf").write_bytes(GGUF)
+    option = ["--transformer"] if part == "transformer" else ["--text-encoder"]
+    value = copy / part if part == "transformer" else f"{part}={copy / part}"
+    ran = ldmrt("export", *((copy, tmp_path / "out") if whole else (sd3_folder, tmp_path / "out", *option, value)))
+    assert f"{part}: {copy / part}/x-Q8_0.gguf is a GGUF file" in ran.error
+    assert USE in ran.err
+
+
+@pytest.mark.parametrize("words", ["generate PATH x", "inspect PATH", "info FILE"])
+def test_gguf_is_no_bundle_and_no_image(ldmrt: Any, words: str, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
-    path.write_bytes(b"GGUF\3\0\0\0")
-    assert f"bundle: {path} is a GGUF file" in ldmrt("generate", path, "x").error
+    path.write_bytes(GGUF)
+    for given in (path, *([tmp_path] if "PATH" in words else ())):
+        ran = ldmrt(*(given if word in ("PATH", "FILE") else word for word in words.split()))
+        assert f"{path} is a GGUF file; expected {'an image' if 'info' in words else 'a bundle'}" in ran.error
+        assert USE in ran.err
+
+
+def test_gguf_beside_other_weights_is_not_looked_at(checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    for folder in (copy, copy / "unet"):
+        (folder / "x.gguf").write_bytes(GGUF)
+    assert load(copy).unet.config.sample_size == 8
 
 
 def ldmrt_open(path: Path) -> object:

@@ -58,9 +58,11 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
 def _read(file: Path) -> "Description | LdmrtError":
     """Return what a file says, or why it cannot be read."""
     from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.runtime.files.recognise import refuse_gguf
     from ldmrt.tools.console.drawing.embedded.programs import describe
 
     try:
+        refuse_gguf("info", file, "an image")
         return describe("info", file)
     except LdmrtError as error:
         return error

@@ -1,11 +1,14 @@
 """Flows: shifts by the size of the image, and solvers of other classes on a flow's config, as diffusers has them."""
 
+import contextlib
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ldmrt.runtime import InvalidRequest, LdmrtError, plan_from_config, sample
+from ldmrt.runtime.samplers.config import CHURN, KEYS
 from ldmrt.runtime.samplers.papers.flow_matching import EULER, HEUN
 
 from ....support.exact_diffusers import Theirs, scheduler_class
@@ -38,6 +41,52 @@ def test_a_dynamic_shift_is_that_of_diffusers(tokens: int, change: dict[str, Any
     # float64 on both sides; a few roundings of levels of at most 1.
     np.testing.assert_allclose(plan.sigma, theirs.exact.sigmas[:-1].numpy(), rtol=0, atol=1e-14)
     np.testing.assert_allclose(plan.t, theirs.exact.timesteps.numpy(), rtol=0, atol=1e-11)
+
+
+# A null for a truth is false here; diffusers adds three of them up, and fails.
+NULLS = [
+    (name, key)
+    for name in (EULER, HEUN)
+    for key, default in KEYS[name].items()
+    if key not in CHURN and not isinstance(default, bool)
+]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("class_name", "key"), NULLS, ids=str)
+def test_a_null_is_read_or_refused_where_diffusers_reads_or_refuses_it(
+    class_name: str, key: str, dynamic: bool
+) -> None:
+    """Where diffusers never reads a key, as `shift` beside a dynamic one, a null is as good as any other."""
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+
+    config = {"_class_name": class_name, "shift": 3.0, "use_dynamic_shifting": dynamic, key: None}
+    if class_name == HEUN:
+        del config["use_dynamic_shifting"]
+    theirs, found = None, None
+    with contextlib.suppress(TypeError, ValueError):  # diffusers' errors where it computes with None
+        exact = scheduler_class(class_name).from_config(config)
+        keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        shifts = exact.config.get("use_dynamic_shifting")
+        exact.set_timesteps(
+            7, **({"mu": calculate_shift(1024, *(exact.config[key] for key in keys))} if shifts else {})
+        )
+        theirs = exact.sigmas[:-1].numpy()
+    with contextlib.suppress(LdmrtError):
+        found = plan_from_config(config, 7, tokens=1024).sigma
+    assert (found is None) == (theirs is None)
+    if found is not None:
+        np.testing.assert_allclose(found, theirs, rtol=0, atol=1e-6)  # diffusers rounds levels of at most 1 to float32
+
+
+@pytest.mark.parametrize("class_name", [EULER, HEUN])
+@pytest.mark.parametrize("value", ["3.0", math.nan, math.inf, 10**400, [1.0], {}, True])
+def test_a_value_that_is_no_number_is_refused(class_name: str, value: object) -> None:
+    for key, default in KEYS[class_name].items():
+        if key not in CHURN and not isinstance(default, (bool, str)):
+            with pytest.raises(LdmrtError, match=f"{key}|no shift for an image|levels do not descend|invalid number"):
+                plan_from_config({"_class_name": class_name, "use_dynamic_shifting": True, key: value}, 7, tokens=256)
 
 
 @pytest.mark.oracle
