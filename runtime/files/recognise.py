@@ -91,17 +91,13 @@ def refuse_other(where: str, path: Path, wanted: str, *others: str) -> None:
     Raises:
         LdmrtError: The path is not of these kinds; the hint is the command that takes it. Or it is GGUF.
     """
-    refuse_gguf(where, path, _a(wanted))
+    refuse_gguf(where, path, f"{'an' if wanted[0] in 'aeiou' else 'a'} {wanted}")
     kind = kind_of(path)
     if kind and kind != wanted and (not others or kind in others):
         out = shlex.quote((Path("out") / path.stem).as_posix())
         hint = _NEXT[kind].format(path=shlex.quote(str(path)), out=out)
-        raise LdmrtError(where, f"{path} is {_a(kind)}, not {_a(wanted)}", hint=hint)
-
-
-def _a(kind: str) -> str:
-    """Put the article before a kind."""
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise LdmrtError(where, f"{path} is {article} {kind}, not a {wanted}", hint=hint)
 
 
 def refuse_gguf(where: str, path: Path, expected: str = "a .safetensors file") -> None:
