@@ -35,23 +35,28 @@ class Memory:
     """Holds what one engine takes, in bytes."""
 
     recipe: Recipe
-    weights: int  # on the GPU
+    weights: int  # on the GPU, where some are streamed those that stay there
     scratch: int  # on the GPU while it runs
     io: int  # its inputs and outputs on the GPU, at their largest
     disk: int
     build: int  # in the memory of the machine that builds it
+    file: int  # all the weights as they lie on the disk, which a build maps
 
     @property
     def unmapped(self) -> int:
         """The part of `build` that is not the mapped file of the weights, whose pages a full memory gives back."""
-        return self.build - self.weights
+        return self.build - self.file
 
 
 def predict(bundle: Bundle, recipe: Recipe) -> Memory:
-    """Predict the bytes that an engine takes on the GPU, on disk and while it is built; no weights are read."""
+    """Predict the bytes that an engine takes on the GPU, on disk and while it is built; no weights are read.
+
+    TensorRT's budget for weights that are streamed is a share of those that it can stream, which its documentation says
+    may not be all of them. They are counted as all, as only a GPU tells how many they are.
+    """
     name = recipe.component
     model = read(bundle.model(name))
-    weights = sum(file.stat().st_size for file in (bundle.model(name), *bundle.weights(name)))
+    file = sum(each.stat().st_size for each in (bundle.model(name), *bundle.weights(name)))
     live = max(
         activations(model, {tensor: shapes.max for tensor, shapes in bucket.items()}).live for bucket in recipe.profile
     )
@@ -59,13 +64,14 @@ def predict(bundle: Bundle, recipe: Recipe) -> Memory:
     inputs, outputs = bundle.specs(name)
     return Memory(
         recipe,
-        weights=weights,
+        weights=file if recipe.weights_on_gpu is None else round(recipe.weights_on_gpu * file),
         scratch=SCRATCH + live,
         io=max(
             _io(inputs, outputs, {tensor: shapes.max for tensor, shapes in bucket.items()}) for bucket in recipe.profile
         ),
-        disk=weights + KERNELS * nodes,
-        build=round(LIBRARY + NODE * nodes + COPIES * weights),
+        disk=file + KERNELS * nodes,
+        build=round(LIBRARY + NODE * nodes + COPIES * file),
+        file=file,
     )
 
 

@@ -10,7 +10,7 @@ import click
 from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.tools.console.outputs import Output, check_output
 from ldmrt.tools.console.verification.measure import verify_built
-from ldmrt.tools.options.common import Choice, Share
+from ldmrt.tools.options.common import Choice
 from ldmrt.tools.options.engines import EngineOptions, engine_options, targets_of
 from ldmrt.tools.options.stages import every_stage
 
@@ -31,13 +31,6 @@ if TYPE_CHECKING:
 @engine_options
 @click.option("--refit", is_flag=True, help="Keep the weights replaceable, for `ldmrt engines refit`; TensorRT only.")
 @click.option(
-    "--weight-streaming",
-    "weights_on_gpu",
-    type=Share(),
-    metavar="SHARE",
-    help="The share of the weights that stays on the GPU, 0 to 1; the rest is streamed from the host at every run.",
-)
-@click.option(
     "--builder-level",
     type=click.IntRange(0, 5),
     help="How long kernels are searched for; TensorRT only.",
@@ -51,7 +44,6 @@ def build(
     target: str,
     engines: EngineOptions,
     refit: bool,
-    weights_on_gpu: float | None,
     builder_level: int | None,
     timing_cache: Path | None,
     verify: bool,
@@ -82,15 +74,14 @@ def build(
     from ldmrt.export.engines.profiles import recipes
     from ldmrt.export.engines.timing_cache import TimingCache, check_timing_cache
     from ldmrt.runtime.bundle.bundle import Bundle
-    from ldmrt.runtime.bundle.engines.engine_key import BUILDER_LEVEL, REFIT, WEIGHTS_ON_GPU
+    from ldmrt.runtime.bundle.engines.engine_key import BUILDER_LEVEL, REFIT
     from ldmrt.runtime.host import megabytes
     from ldmrt.tools.console.progress import console
 
     opened = Bundle.open(bundle)
     check_output(bundle, "engines", folder=True)
     wanted, graphs = engines.wanted(opened), engines.graphs(opened)
-    flags = [REFIT] if refit else []
-    flags += [] if weights_on_gpu is None else [f"{WEIGHTS_ON_GPU}{weights_on_gpu:g}"]
+    flags = [*([REFIT] if refit else []), *engines.flags]
     flags += [] if builder_level is None else [f"{BUILDER_LEVEL}{builder_level}"]
     timings = None
     if timing_cache is not None:

@@ -24,7 +24,8 @@ def plan(
 ) -> None:
     """Predict the memory and disk space of engines of BUNDLE, without building them and without TensorRT.
 
-    The memory is that of one GPU for weights, scratch, inputs and outputs, and that of the machine that builds.
+    The memory is that of one GPU for weights, scratch, inputs and outputs, and that of the machine that builds. With
+    --weight-streaming the weights are the share that stays on the GPU.
 
     With --json: "bundle"; "engines", each with its "component", "profile" (for every bucket the "min", "opt" and "max"
     shape of each input) and its bytes: "weights", "scratch", "io", "disk" and "build"; and the bytes of all, "gpu",
@@ -41,7 +42,9 @@ def plan(
 
     opened = Bundle.open(bundle)
     wanted, graphs = engines.wanted(opened), engines.graphs(opened)
-    planned = recipes(opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], graphs=graphs)
+    planned = recipes(
+        opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], flags=engines.flags, graphs=graphs
+    )
     rows = [predict(opened, recipe) for recipe in planned]
     disk, build = sum(row.disk for row in rows), max(row.build for row in rows)
     if as_json:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from ldmrt.runtime.bundle.engines.engine_key import WEIGHTS_ON_GPU
 from ldmrt.runtime.bundle.graphs import STEP, STEPS
 
-from .common import Choice
+from .common import Choice, Share
 
 if TYPE_CHECKING:
     from ldmrt.export.engines.profiles import Wanted
@@ -28,11 +29,17 @@ class EngineOptions:
     only: str | None
     folded: bool
     steps: int
+    weights_on_gpu: float | None
 
     @property
     def chosen(self) -> bool:
         """Tell whether engines are asked for that one stage alone may have: of sizes, of components, fused."""
         return self.sizes is not None or self.only is not None or self.folded
+
+    @property
+    def flags(self) -> list[str]:
+        """Return the flags of the engines' recipes."""
+        return [] if self.weights_on_gpu is None else [f"{WEIGHTS_ON_GPU}{self.weights_on_gpu:g}"]
 
     def wanted(self, bundle: "Bundle") -> "Wanted":
         """Parse sizes, batches and guidance."""
@@ -75,6 +82,9 @@ def engine_options(command: Callable[..., R]) -> Callable[..., R]:
         click.option("--components", "only", help="Components to build, such as unet,vae_decoder; all by default."),
         click.option("--folded", is_flag=True, help="Also the fused step, which runs a sampler's row as one call."),
         click.option("--steps", default=STEPS, show_default=True, help="Most steps of a sampler in the fused step."),
+        click.option("--weight-streaming", "weights_on_gpu", type=Share(), metavar="SHARE",
+                     help="The share of the weights that stays on the GPU, 0 to 1; the rest is streamed from the host "
+                     "at every run."),
     )  # fmt: skip
     decorated: Callable[..., R] = with_engines
     for option in reversed(options):

@@ -1,6 +1,7 @@
 """What engines will take: activations counted on small graphs by hand, and the room that a machine has."""
 
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ldmrt.export.engines import engine_memory
 from ldmrt.export.engines.activations import activations, read
 from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.runtime import Bundle, LdmrtError
+from ldmrt.runtime.bundle.engines.engine_key import WEIGHTS_ON_GPU
 
 
 def graph(nodes: list[Any], *, initializers: tuple[Any, ...] = (), output: str = "y") -> Any:
@@ -179,6 +181,17 @@ def test_engines_share_the_largest_scratch(bundle: Path) -> None:
     two = rows["vae_decoder"]
     assert engine_memory.vram([one, two]) == one.weights + one.io + two.weights + two.io + max(one.scratch, two.scratch)
     assert engine_memory.vram([]) == 0
+
+
+def test_the_weights_that_stay_on_the_gpu(bundle: Path) -> None:
+    """A share of 0 to 1 of all; the disk, and the memory that a build checks, are those of all weights."""
+    opened = Bundle.open(bundle, check=False)
+    (all_of_them,) = (row for row in predictions(bundle, "16x16").values() if row.recipe.component == "unet")
+    for share in (0.0, 0.25, 1.0):
+        recipe = replace(all_of_them.recipe, flags=(*all_of_them.recipe.flags, f"{WEIGHTS_ON_GPU}{share:g}"))
+        found = engine_memory.predict(opened, recipe)
+        assert found == replace(all_of_them, recipe=recipe, weights=round(share * all_of_them.weights))
+        assert found.unmapped == all_of_them.unmapped
 
 
 def test_no_room(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

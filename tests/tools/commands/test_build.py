@@ -1,5 +1,6 @@
 """`ldmrt build`, `ldmrt plan` and `ldmrt engines`: what they print, and what they refuse in one line."""
 
+import json
 import shutil
 import sys
 from importlib.util import find_spec
@@ -301,3 +302,9 @@ def test_tensorrt_rtx_builds_engines_that_stream(ldmrt: Any, copy: Path) -> None
     (made,) = engines(copy)
     assert isinstance(made, EngineFile)
     assert made.recipe.weights_on_gpu == 0.5
+    planned, whole = (json.loads(ldmrt("plan", copy, "--components", "unet", "--json", *more).out)["engines"][0]
+                      for more in (("--weight-streaming", 0.5), ()))  # fmt: skip
+    # TensorRT-RTX logs the bytes of all weights; how many of them stream, an engine says on a GPU alone.
+    assert planned["weights"] == pytest.approx(0.5 * made.measured["weights"], rel=0.15)
+    assert planned["disk"] == pytest.approx(made.size, rel=0.15)
+    assert {**planned, "weights": whole["weights"]} == whole
