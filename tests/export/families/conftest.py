@@ -23,6 +23,12 @@ def sd3_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sd3(sd3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """The folders of checkpoints of Stable Diffusion 3 and 3.5, each saved when it is first asked for."""
+    return Saved(save_sd3, tmp_path_factory.mktemp("sd3"), **{EXPORTED: sd3_checkpoint})
+
+
+@pytest.fixture(scope="session")
 def sd3_bundle(sd3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle in float32, without a certificate."""
     return made_once(tmp_path_factory, "sd3/bundle", lambda folder: export(sd3_checkpoint, folder))

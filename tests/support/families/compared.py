@@ -1,6 +1,6 @@
 """Compare a transformer's pipelines and networks with diffusers' own, both from one checkpoint."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ldmrt.export.components.table import Component, components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
-from ldmrt.runtime import Pipeline
+from ldmrt.runtime import Pipeline, Request
 from ldmrt.runtime.tensors import Array, Arrays, Engine
 
 if TYPE_CHECKING:
@@ -58,6 +58,47 @@ def ours_of(folder: Path) -> Pipeline:
 def close(ours: NDArray[Any], expected: NDArray[Any]) -> None:
     assert expected.std() > 0.1
     assert np.abs(ours - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+def crossed(sizes: Sequence[tuple[int, int]]) -> list[Any]:
+    """Return every size with each of as many settings, by number; those off the diagonal run among the slow tests."""
+    import pytest
+
+    return [
+        pytest.param(*size, setting, marks=[] if place == setting else [pytest.mark.slow(minutes=0.03)])
+        for place, size in enumerate(sizes)
+        for setting in range(len(sizes))
+    ]
+
+
+def compare_rows(
+    ours: Pipeline,
+    reference: Any,
+    request: Mapping[str, Any],
+    given: Mapping[str, Any],
+    latents_of: "Callable[[torch.Tensor], NDArray[Any]]" = lambda latents: latents.numpy(),
+) -> None:
+    """Compare the latents after each of our rows with those after each step of diffusers' own pipeline.
+
+    Args:
+        ours: Our pipeline.
+        reference: diffusers' own, which draws the same noise.
+        request: What ours is asked for.
+        given: What diffusers' is.
+        latents_of: Returns latents in our layout.
+    """
+    seen: list[NDArray[Any]] = []
+
+    def look(_pipeline: Any, _step: int, _time: Any, tensors: dict[str, "torch.Tensor"]) -> dict[str, Any]:
+        seen.append(latents_of(tensors["latents"]).copy())
+        return {}
+
+    # Lists of its own: Z-Image's pipeline writes prompts into them as the chat has them.
+    own = {name: [*value] if isinstance(value, list) else value for name, value in given.items()}
+    reference(**own, output_type="latent", callback_on_step_end=look)
+    rows = [state.x.copy() for state in ours.steps(Request(**request))]
+    for found, expected in zip(rows, seen, strict=True):
+        close(found, expected)
 
 
 def decibels(ours: NDArray[Any], found: NDArray[Any]) -> float:

@@ -22,11 +22,11 @@ from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.stage_of_configs import FLUX, FLUX_PIPELINES, SD3, SD3_PIPELINES, stage_of_configs
 from ldmrt.runtime.bundle.stages import Guide, Row
 from ldmrt.runtime.bundle.stages_json import stages_from_json
-from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 
 from ....support.families.compared import Saved, close, ours_of, theirs
 from ....support.families.flux import ASKED, PROMPTS, SEEDS, latents_of
-from ...test_tasks import drawing, mask, picture
+from ...test_tasks import mask, picture
 
 pytestmark = [
     pytest.mark.oracle,
@@ -124,56 +124,6 @@ def test_one_row_without_a_negative_prompt_or_its_scale(asked: dict[str, Any], f
     pipeline_of_one = replace(pipeline, stage=replace(pipeline.stage, guide=Guide((Row("positive"),), ())))
     assert pipeline.guidance_rows(replace(request, **asked)) == pipeline.stage.guide.rows_by_default == 1
     assert (pipeline.generate(replace(request, **asked)).latents == pipeline_of_one.generate(request).latents).all()
-
-
-@pytest.mark.parametrize("true_cfg_scale", [1.0, 3.0])
-@pytest.mark.parametrize("strength", [0.3, 0.8])
-def test_image_to_image(strength: float, true_cfg_scale: float, flux: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shift is that of the image's size."""
-    image = picture().resize((96, 64))
-    asked = {**ASKED, "strength": strength, "num_inference_steps": 8}
-    asked |= {"true_cfg_scale": true_cfg_scale, "negative_prompt": ["two oranges", "a lemon"]}
-    ours = ours_of(flux["dev"])(**asked, seed=SEEDS, image=image)
-    reference = theirs(flux["dev"], "FluxImg2ImgPipeline")
-    drawing(reference, SEEDS, [IMAGE, FIRST], monkeypatch)
-    found = reference(**asked, image=[image] * 2, height=64, width=96, output_type="latent").images
-    close(ours.latents, latents_of(found, 64, 96))
-
-
-@pytest.mark.parametrize("true_cfg_scale", [1.0, 3.0])
-@pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_inpainting(strength: float, true_cfg_scale: float, flux: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network is told nothing of the mask: what is kept is blended in after every row."""
-    image, area = picture().resize((96, 64)), mask().resize((96, 64))
-    asked = {**ASKED, "strength": strength, "num_inference_steps": 8}
-    asked |= {"true_cfg_scale": true_cfg_scale, "negative_prompt": ["two oranges", "a lemon"]}
-    ours = ours_of(flux["dev"])(**asked, seed=SEEDS, image=image, mask_image=area)
-    reference = theirs(flux["dev"], "FluxInpaintPipeline")
-    drawing(reference, SEEDS, [IMAGE, FIRST, IMAGE], monkeypatch)
-    found = reference(**asked, image=[image] * 2, mask_image=[area] * 2, height=64, width=96, output_type="latent")
-    close(ours.latents, latents_of(found.images, 64, 96))
-
-
-@pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_fill(strength: float, flux: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network is given the masked image's latents, and every pixel of the mask."""
-    image, area = picture().resize((96, 64)), mask().resize((96, 64))
-    asked = {**ASKED, "strength": strength, "num_inference_steps": 8, "guidance_scale": 30.0}
-    ours = ours_of(flux["fill"])(**asked, seed=SEEDS, image=image, mask_image=area)
-    reference = theirs(flux["fill"], "FluxFillPipeline")
-    drawing(reference, SEEDS, [IMAGE, FIRST, MASKED], monkeypatch)
-    found = reference(**asked, image=[image] * 2, mask_image=[area] * 2, height=64, width=96, output_type="latent")
-    close(ours.latents, latents_of(found.images, 64, 96))
-
-
-def test_control_image(flux: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Canny and Depth are given the latents of their image, of edges or of a depth, beside their own."""
-    image = picture().resize((96, 64))
-    ours = ours_of(flux["canny"])(**ASKED, seed=SEEDS, image=image)
-    reference = theirs(flux["canny"], "FluxControlPipeline")
-    drawing(reference, SEEDS, [IMAGE, FIRST], monkeypatch)
-    found = reference(**ASKED, control_image=[image] * 2, height=64, width=96, output_type="latent").images
-    close(ours.latents, latents_of(found, 64, 96))
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])

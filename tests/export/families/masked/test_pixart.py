@@ -21,7 +21,7 @@ from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, noise
 from ldmrt.runtime.samplers.registry import SCHEDULERS, find_scheduler
 from ldmrt.runtime.tensors import Engine
 
-from ....support.families.compared import Saved, close, compare_components, decibels, ours_of, theirs
+from ....support.families.compared import Saved, close, compare_components, crossed, decibels, ours_of, theirs
 from ....support.families.pixart import PIXART, save_pixart
 from ...test_tasks import drawing, mask, picture
 
@@ -156,26 +156,30 @@ def test_each_component_of_a_bundle_is_diffusers(pixart_bundle: Path, places: Sa
         _compare("sigma", places["sigma"], lambda part: pipeline.engines[part])
 
 
+@pytest.mark.parametrize(("height", "width", "setting"), crossed([(48, 64), *SIZES[1:]]))
 @pytest.mark.parametrize("inpaints", [False, True], ids=["image to image", "inpainting"])
-def test_an_image_to_start_from(inpaints: bool, places: Saved) -> None:
-    """diffusers has no such pipeline: the last half of its timesteps, from the image's latents with their noise.
+def test_an_image_to_start_from(inpaints: bool, height: int, width: int, setting: int, places: Saved) -> None:
+    """diffusers has no such pipeline: the last of its timesteps, from the image's latents with their noise.
 
     What a mask keeps is put back after every step, with the noise of the next one.
     """
-    image, steps = picture().resize((64, 48)), 8
-    area = mask().resize((64, 48), 0)  # without grey between black and white
+    image, steps = picture().resize((width, height)), 8
+    scale, left = ((4.5, 4), (1.0, 6), (7.5, 3))[setting]  # of the steps those that are taken
+    area = mask().resize((width, height), 0)  # without grey between black and white
     ours = ours_of(places["sigma"])(
-        PROMPTS[:2], seed=SEEDS[:2], image=image, mask_image=area if inpaints else None, strength=0.5,
-        num_inference_steps=steps, guidance_scale=4.5,
+        PROMPTS[:2], seed=SEEDS[:2], image=image, mask_image=area if inpaints else None, strength=left / steps,
+        num_inference_steps=steps, guidance_scale=scale,
     )  # fmt: skip
     pipeline = reference(places["sigma"], "sigma")
     pixels = torch.from_numpy(np.array(image, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
     with torch.no_grad():
         encoded = pipeline.vae.encode(pixels).latent_dist
-    sample, fresh = (torch.from_numpy(noise(SEEDS[:2], stream, (4, 12, 16))) for stream in (IMAGE, FIRST))
+    sample, fresh = (
+        torch.from_numpy(noise(SEEDS[:2], stream, (4, height // 4, width // 4))) for stream in (IMAGE, FIRST)
+    )
     latents = (encoded.mean + encoded.std * sample) * pipeline.vae.config.scaling_factor
     pipeline.scheduler.set_timesteps(steps)
-    times = pipeline.scheduler.timesteps[steps // 2 :]
+    times = pipeline.scheduler.timesteps[-left:]
     drawn_anew = torch.from_numpy(small_mask(np.array(area, np.float32)[None, None] / 255, 4))
 
     def put_back(step: int, _: int, x: torch.Tensor) -> None:
@@ -186,7 +190,7 @@ def test_an_image_to_start_from(inpaints: bool, places: Saved) -> None:
     noised = pipeline.scheduler.add_noise(latents, fresh, times[:1].expand(2))
     found = pipeline(
         PROMPTS[:2], timesteps=times.tolist(), latents=noised,
-        guidance_scale=4.5, height=48, width=64, output_type="latent", use_resolution_binning=False,
+        guidance_scale=scale, height=height, width=width, output_type="latent", use_resolution_binning=False,
         callback=put_back if inpaints else None,
     )  # fmt: skip
     close(ours.latents, found.images.numpy())

@@ -27,7 +27,16 @@ from ldmrt.runtime.samplers.registry import SCHEDULERS, find_scheduler, plan_fro
 from ldmrt.runtime.tensors import Array, Arrays, Engine
 
 from ....support.exact_diffusers import Theirs
-from ....support.families.compared import TOLERANCE, Saved, close, compare_components, decibels, ours_of, theirs
+from ....support.families.compared import (
+    TOLERANCE,
+    Saved,
+    close,
+    compare_components,
+    crossed,
+    decibels,
+    ours_of,
+    theirs,
+)
 from ....support.families.sana import DPM, SANA, save_sana
 from ...test_tasks import picture
 
@@ -152,21 +161,25 @@ def test_each_component_of_a_bundle_is_diffusers(sana_bundle: Path, places: Save
         _compare(places["sana"], lambda part: pipeline.engines[part])
 
 
-def test_an_image_to_start_from(places: Saved) -> None:
-    """diffusers has no such pipeline: the last half of its timesteps, from the image's latents with their noise."""
-    image, steps = picture().resize((36, 20)), 8
-    ours = ours_of(places["sana"])(PROMPTS[:2], seed=SEEDS[:2], image=image, strength=0.5, num_inference_steps=steps)
+@pytest.mark.parametrize(("height", "width", "setting"), crossed(SIZES))
+def test_an_image_to_start_from(height: int, width: int, setting: int, places: Saved) -> None:
+    """diffusers has no such pipeline: the last of its timesteps, from the image's latents with their noise."""
+    image, steps = picture().resize((width, height)), 8
+    scale, left = ((4.5, 4), (1.5, 6), (7.5, 3))[setting]  # of the steps those that are taken
+    ours = ours_of(places["sana"])(
+        PROMPTS[:2], seed=SEEDS[:2], image=image, strength=left / steps, num_inference_steps=steps, guidance_scale=scale
+    )
     pipeline = reference(places["sana"])
     pixels = torch.from_numpy(np.array(image, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
     with torch.no_grad():
         latents = pipeline.vae.encode(pixels).latent * pipeline.vae.config.scaling_factor
     pipeline.scheduler.set_timesteps(steps)
-    times = pipeline.scheduler.timesteps[steps // 2 :]
-    fresh = torch.from_numpy(noise(SEEDS[:2], FIRST, (4, 5, 9)))
+    times = pipeline.scheduler.timesteps[-left:]
+    fresh = torch.from_numpy(noise(SEEDS[:2], FIRST, (4, height // 4, width // 4)))
     noised = pipeline.scheduler.add_noise(latents, fresh, times[:1].expand(2))
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     scheduler.set_timesteps(steps)
-    scheduler.set_begin_index(steps // 2)
+    scheduler.set_begin_index(steps - left)
     x = noised
     with torch.no_grad():
         prompt, mask, negative, unread = pipeline.encode_prompt(
@@ -177,7 +190,7 @@ def test_an_image_to_start_from(places: Saved) -> None:
             scaled = time.expand(4) * pipeline.transformer.config.timestep_scale
             given = {"encoder_hidden_states": states, "encoder_attention_mask": masks, "timestep": scaled}
             free, told = pipeline.transformer(torch.cat([x, x]), **given, return_dict=False)[0].chunk(2)
-            x = scheduler.step(free + 4.5 * (told - free), time, x, return_dict=False)[0]
+            x = scheduler.step(free + scale * (told - free), time, x, return_dict=False)[0]
     close(ours.latents, x.numpy())
 
 

@@ -21,7 +21,17 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, noise
 from ldmrt.runtime.tensors import Engine
 
-from ....support.families.compared import TOLERANCE, Saved, close, compare_components, decibels, ours_of, theirs
+from ....support.families.compared import (
+    TOLERANCE,
+    Saved,
+    close,
+    compare_components,
+    compare_rows,
+    crossed,
+    decibels,
+    ours_of,
+    theirs,
+)
 from ....support.families.z_image import Z_IMAGE, save_z_image
 from ...test_tasks import drawing, mask, picture
 
@@ -134,28 +144,26 @@ def test_without_norms_of_queries(places: Saved, tmp_path: Path, monkeypatch: py
     _compare(folder, lambda part: ours_of(folder).engines[part])
 
 
-@pytest.mark.parametrize("guidance_scale", [0.0, 4.0])
-@pytest.mark.parametrize("strength", [pytest.param(0.3, marks=pytest.mark.slow(minutes=0.1)), 0.8])
-def test_image_to_image(strength: float, guidance_scale: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = picture().resize((144, 80))
-    asked = {"strength": strength, "num_inference_steps": 8, "guidance_scale": guidance_scale}
-    ours = ours_of(places["turbo"])(PROMPTS[:2], seed=SEEDS[:2], image=image, **asked)
-    reference = theirs(places["turbo"], "ZImageImg2ImgPipeline")
-    drawing(reference, SEEDS[:2], [IMAGE, FIRST], monkeypatch)
-    found = reference(PROMPTS[:2], **asked, image=[image] * 2, height=80, width=144, output_type="latent").images
-    close(ours.latents, found.numpy())
+STARTED: list[dict[str, Any]] = [  # from an image
+    {"strength": 0.8, "guidance_scale": 4.0},
+    {"strength": 0.3, "guidance_scale": 0.0},
+    {"strength": 1.0, "guidance_scale": 2.5, "negative_prompt": ["Blurred", "pears"]},
+]
 
 
-@pytest.mark.parametrize("strength", [0.6, pytest.param(1.0, marks=pytest.mark.slow(minutes=0.1))])
-def test_inpainting(strength: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept is blended in after every row."""
-    image, area = picture().resize((144, 80)), mask().resize((144, 80))
-    asked = {"strength": strength, "num_inference_steps": 8, "guidance_scale": 4.0}
-    ours = ours_of(places["turbo"])(PROMPTS[:2], seed=SEEDS[:2], image=image, mask_image=area, **asked)
-    reference = theirs(places["turbo"], "ZImageInpaintPipeline")
-    drawing(reference, SEEDS[:2], [IMAGE, FIRST, MASKED], monkeypatch)
-    images = {"image": [image] * 2, "mask_image": [area] * 2, "height": 80, "width": 144}
-    close(ours.latents, reference(PROMPTS[:2], **asked, **images, output_type="latent").images.numpy())
+@pytest.mark.parametrize(("height", "width", "setting"), crossed(SIZES[::-1]))
+@pytest.mark.parametrize("inpaints", [False, True], ids=["image to image", "inpainting"])
+def test_an_image_to_start_from(
+    inpaints: bool, height: int, width: int, setting: int, places: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a mask keeps is blended in after every row."""
+    asked = {"prompt": PROMPTS[:2], "num_inference_steps": 6, **STARTED[setting]}
+    images = {"image": picture().resize((width, height))}
+    images |= {"mask_image": mask().resize((width, height))} if inpaints else {}
+    reference = theirs(places["turbo"], f"ZImage{'Inpaint' if inpaints else 'Img2Img'}Pipeline")
+    drawing(reference, SEEDS[:2], [IMAGE, FIRST, *([MASKED] if inpaints else [])], monkeypatch)
+    given = {**asked, **{part: [image] * 2 for part, image in images.items()}, "height": height, "width": width}
+    compare_rows(ours_of(places["turbo"]), reference, {**asked, "seed": SEEDS[:2], **images}, given)
 
 
 def test_guidance_is_counted_from_the_prompt(places: Saved) -> None:

@@ -17,11 +17,10 @@ from ldmrt.model import load
 from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.stages_json import stages_from_json
-from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 
 from ....support.families.compared import Saved, close, ours_of, theirs
-from ....support.families.stable_diffusion_3 import EXPORTED, SD3, save_sd3
-from ...test_tasks import drawing, mask, picture
+from ....support.families.stable_diffusion_3 import EXPORTED, SD3
 
 PROMPTS, SEEDS, STEPS = ["a red apple, noto style", "two pears"], [3, 4], 5
 TEXT = "StableDiffusion3Pipeline"
@@ -30,12 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.* it has no parity certificate"),
     pytest.mark.filterwarnings("ignore:request. .*is far from the model's own size"),
 ]
-
-
-@pytest.fixture(scope="module")
-def places(sd3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folders of the checkpoints, each saved when it is first asked for."""
-    return Saved(save_sd3, tmp_path_factory.mktemp("sd3"), **{EXPORTED: sd3_checkpoint})
 
 
 def expected(folder: Path, height: int, width: int, **asked: Any) -> NDArray[np.float32]:
@@ -63,11 +56,9 @@ ASKED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("asked", ASKED, ids=["guided", "plain", "prompts", "negative prompts"])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 32), (20, 36)])
 @pytest.mark.parametrize("name", SD3)
-def test_draws_what_diffusers_draws(
-    name: str, height: int, width: int, asked: dict[str, Any], places: dict[str, Path]
-) -> None:
-    ours = ours_of(places[name])(PROMPTS, seed=SEEDS, height=height, width=width, num_inference_steps=STEPS, **asked)
-    close(ours.latents, expected(places[name], height, width, **asked))
+def test_draws_what_diffusers_draws(name: str, height: int, width: int, asked: dict[str, Any], sd3: Saved) -> None:
+    ours = ours_of(sd3[name])(PROMPTS, seed=SEEDS, height=height, width=width, num_inference_steps=STEPS, **asked)
+    close(ours.latents, expected(sd3[name], height, width, **asked))
 
 
 SKIPS: list[dict[str, Any]] = [
@@ -87,34 +78,34 @@ def skipping(folder: Path, *layers: int) -> Pipeline:
     ("name", "asked"), [("sd3", SKIPS[0]), *(("sd35-medium", asked) for asked in SKIPS)],
     ids=["sd3", "", "first and last", "between"],
 )  # fmt: skip
-def test_skipped_layers(name: str, asked: dict[str, Any], places: dict[str, Path]) -> None:
+def test_skipped_layers(name: str, asked: dict[str, Any], sd3: Saved) -> None:
     """Of 6 steps, 1, then 1 to 5, then 2 have a third row, which changes what is drawn."""
-    drawn, told = skipping(places[name], *asked["skip_guidance_layers"]), {"guidance_scale": 4.0}
+    drawn, told = skipping(sd3[name], *asked["skip_guidance_layers"]), {"guidance_scale": 4.0}
     ours = drawn(PROMPTS, seed=SEEDS, height=16, width=24, num_inference_steps=6, **told, **asked)
-    close(ours.latents, expected(places[name], 16, 24, num_inference_steps=6, **told, **asked))
+    close(ours.latents, expected(sd3[name], 16, 24, num_inference_steps=6, **told, **asked))
     without = drawn(PROMPTS, seed=SEEDS, height=16, width=24, num_inference_steps=6, **told)
     assert np.abs(without.latents - ours.latents).max() > 0.01 * np.abs(ours.latents).max()
 
 
-def test_draws_the_same_where_no_layers_are_skipped(places: dict[str, Path]) -> None:
+def test_draws_the_same_where_no_layers_are_skipped(sd3: Saved) -> None:
     """The network computes each row as the one that cannot skip, to the bit."""
     asked = {"seed": SEEDS, "num_inference_steps": 3, "guidance_scale": 4.0}
-    ours, without = (pipeline(PROMPTS, **asked) for pipeline in (skipping(places["sd3"], 1), ours_of(places["sd3"])))
+    ours, without = (pipeline(PROMPTS, **asked) for pipeline in (skipping(sd3["sd3"], 1), ours_of(sd3["sd3"])))
     assert (ours.latents == without.latents).all()
 
 
-def test_skipped_layers_of_a_solver_with_two_calls_a_step(places: dict[str, Path]) -> None:
+def test_skipped_layers_of_a_solver_with_two_calls_a_step(sd3: Saved) -> None:
     """diffusers counts calls: only the second has a third row, and not the third, which is at the same time."""
     import diffusers
 
     asked = {"skip_guidance_layers": [1], "skip_layer_guidance_stop": 0.25, "skip_layer_guidance_start": 0.01}
     told = {"guidance_scale": 4.0, "num_inference_steps": 8}
-    ours = skipping(places["sd3"], 1)(PROMPTS, seed=SEEDS, height=16, width=16, scheduler="flow_heun", **told, **asked)
-    reference = theirs(places["sd3"], TEXT)
+    ours = skipping(sd3["sd3"], 1)(PROMPTS, seed=SEEDS, height=16, width=16, scheduler="flow_heun", **told, **asked)
+    reference = theirs(sd3["sd3"], TEXT)
     scheduler = reference.scheduler
     reference.scheduler = diffusers.FlowMatchHeunDiscreteScheduler.from_config(scheduler.config)
     try:
-        close(ours.latents, expected(places["sd3"], 16, 16, **told, **asked))
+        close(ours.latents, expected(sd3["sd3"], 16, 16, **told, **asked))
     finally:
         reference.scheduler = scheduler
 
@@ -130,9 +121,9 @@ def test_skipped_layers_of_a_solver_with_two_calls_a_step(places: dict[str, Path
         ([3], {}, "no such layer to skip; expected 0 to 2; found 3"),
     ],
 )
-def test_refuses_to_skip(skips: list[int], asked: dict[str, Any], problem: str, places: dict[str, Path]) -> None:
+def test_refuses_to_skip(skips: list[int], asked: dict[str, Any], problem: str, sd3: Saved) -> None:
     with pytest.raises(LdmrtError, match=f"(?s){problem}"):
-        skipping(places["sd3"], *skips)("two pears", **asked)
+        skipping(sd3["sd3"], *skips)("two pears", **asked)
 
 
 def test_only_a_stable_diffusion_3_skips_layers(checkpoint: Path) -> None:
@@ -142,16 +133,16 @@ def test_only_a_stable_diffusion_3_skips_layers(checkpoint: Path) -> None:
         torch_pipeline(load(checkpoint))("two pears", skip_guidance_layers=[1])
 
 
-def test_other_layers_are_another_network(places: dict[str, Path]) -> None:
+def test_other_layers_are_another_network(sd3: Saved) -> None:
     """An export into a bundle that is there writes it again."""
-    made = [components(load(places["sd3"], skip_layers=layers))["transformer"] for layers in ([1], [2], [])]
+    made = [components(load(sd3["sd3"], skip_layers=layers))["transformer"] for layers in ([1], [2], [])]
     assert len({fingerprint(part)["config"] for part in made}) == 3
     assert len({fingerprint(part)["weights"] for part in made}) == 1
 
 
-def test_rows_of_guidance(places: dict[str, Path]) -> None:
+def test_rows_of_guidance(sd3: Saved) -> None:
     """The third one is not run without guidance, as in diffusers."""
-    drawn = skipping(places["sd3"], 1)
+    drawn = skipping(sd3["sd3"], 1)
     for asked, rows in (({}, 2), ({"skip_guidance_layers": [1]}, 3), ({"guidance_scale": 1.0}, 1)):
         assert drawn.guidance_rows(Request("two pears", **asked)) == rows
     assert drawn.guidance_rows(Request("two pears", skip_guidance_layers=[1], guidance_scale=1.0)) == 1
@@ -167,10 +158,8 @@ def test_rows_of_guidance(places: dict[str, Path]) -> None:
         ("scales", ["guidance_scale", "skip_layer_guidance_scale"], "skip_layer_guidance_scale of the first row"),
     ],
 )
-def test_a_damaged_row_that_skips_layers_is_refused(
-    part: str, value: Any, problem: str, places: dict[str, Path]
-) -> None:
-    stage = skipping(places["sd3"], 1).stage
+def test_a_damaged_row_that_skips_layers_is_refused(part: str, value: Any, problem: str, sd3: Saved) -> None:
+    stage = skipping(sd3["sd3"], 1).stage
     assert stages_from_json([stage.to_json()]) == (stage,)
     entry = json.loads(json.dumps(stage.to_json()))
     if part == "reads":
@@ -181,9 +170,9 @@ def test_a_damaged_row_that_skips_layers_is_refused(
         stages_from_json([entry])
 
 
-def test_decodes_what_diffusers_decodes(places: dict[str, Path]) -> None:
+def test_decodes_what_diffusers_decodes(sd3: Saved) -> None:
     """Latents are divided by the scaling factor, and then the shift factor is added."""
-    pipeline, reference = ours_of(places["sd3"]), theirs(places["sd3"], TEXT)
+    pipeline, reference = ours_of(sd3["sd3"]), theirs(sd3["sd3"], TEXT)
     latents = np.random.default_rng(0).standard_normal((1, 16, 8, 8), np.float32)
     unscaled = torch.from_numpy(latents) / reference.vae.config.scaling_factor + reference.vae.config.shift_factor
     image = reference.image_processor.postprocess(reference.vae.decode(unscaled).sample.detach(), output_type="np")
@@ -191,29 +180,13 @@ def test_decodes_what_diffusers_decodes(places: dict[str, Path]) -> None:
     assert np.abs(pipeline.decode(latents).astype(int) - image * 255).max() <= 0.51
 
 
-@pytest.mark.parametrize(("name", "strength"), [("sd3", 0.3), ("sd3", 0.8), ("sd35-dynamic", 0.8)])
-def test_image_to_image(name: str, strength: float, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dynamic shift is that of the image's size."""
-    image = picture().resize((24, 16))
-    ours = ours_of(places[name])(
-        PROMPTS, seed=SEEDS, image=image, strength=strength, num_inference_steps=8, guidance_scale=4.0
-    )
-    reference = theirs(places[name], "StableDiffusion3Img2ImgPipeline")
-    drawing(reference, SEEDS, [IMAGE, FIRST], monkeypatch)
-    latents = reference(
-        PROMPTS, image=[image] * 2, strength=strength, num_inference_steps=8, guidance_scale=4.0, height=16, width=24,
-        output_type="latent",
-    )  # fmt: skip
-    close(ours.latents, latents.images.numpy())
-
-
 @pytest.mark.slow  # an export that only slow tests share
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (20, 36)])
-def test_bundle_draws_what_diffusers_draws(height: int, width: int, sd3_bundle: Path, places: dict[str, Path]) -> None:
+def test_bundle_draws_what_diffusers_draws(height: int, width: int, sd3_bundle: Path, sd3: Saved) -> None:
     """The second size has an odd number of patches along both sides."""
     pipeline = open_pipeline(sd3_bundle)
     ours = pipeline(PROMPTS, seed=SEEDS, height=height, width=width, num_inference_steps=STEPS, guidance_scale=4.0)
-    close(ours.latents, expected(places[EXPORTED], height, width, guidance_scale=4.0))
+    close(ours.latents, expected(sd3[EXPORTED], height, width, guidance_scale=4.0))
     pipeline.close()
 
 
@@ -238,35 +211,22 @@ def test_bundle_holds_what_others_read(sd3_bundle: Path) -> None:
         ({"controls": {"canny": np.zeros((16, 16, 3), np.uint8)}}, "no control 'canny' here"),
     ],
 )
-def test_refuses(asked: dict[str, Any], problem: str, places: dict[str, Path]) -> None:
+def test_refuses(asked: dict[str, Any], problem: str, sd3: Saved) -> None:
     with pytest.raises(LdmrtError, match=problem):
-        ours_of(places["sd3"])("two pears", **asked)
+        ours_of(sd3["sd3"])("two pears", **asked)
 
 
-def test_each_image_is_that_of_its_seed_alone(places: dict[str, Path]) -> None:
-    drawn = ours_of(places["sd3"])
+def test_each_image_is_that_of_its_seed_alone(sd3: Saved) -> None:
+    drawn = ours_of(sd3["sd3"])
     many = drawn("two pears", seed=[3, 4, 5], num_images_per_prompt=3, num_inference_steps=3).latents
     for i, seed in enumerate([3, 4, 5]):
         alone = drawn("two pears", seed=seed, num_inference_steps=3).latents[0]
         assert np.abs(many[i] - alone).max() <= 1e-5 * np.abs(alone).max()  # sums of float32 in another order
 
 
-@pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_inpainting(strength: float, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    image, area = picture().resize((24, 16)), mask().resize((24, 16))
-    asked = {"strength": strength, "num_inference_steps": 8, "guidance_scale": 4.0}
-    ours = ours_of(places["sd3"])(PROMPTS, seed=SEEDS, image=image, mask_image=area, **asked)
-    reference = theirs(places["sd3"], "StableDiffusion3InpaintPipeline")
-    drawing(reference, SEEDS, [IMAGE, FIRST, IMAGE], monkeypatch)
-    latents = reference(
-        PROMPTS, image=[image] * 2, mask_image=[area] * 2, height=16, width=24, output_type="latent", **asked
-    )
-    close(ours.latents, latents.images.numpy())
-
-
-def test_embeddings_stand_for_prompts(places: dict[str, Path]) -> None:
+def test_embeddings_stand_for_prompts(sd3: Saved) -> None:
     """They are those of diffusers' `encode_prompt`: CLIP's tokens, then T5's, and both pooled embeddings."""
-    reference, ours = theirs(places["sd3"], TEXT), ours_of(places["sd3"])
+    reference, ours = theirs(sd3["sd3"], TEXT), ours_of(sd3["sd3"])
     names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
     with torch.no_grad():
         encoded = reference.encode_prompt("two pears", None, None, negative_prompt="blurred")
@@ -277,11 +237,11 @@ def test_embeddings_stand_for_prompts(places: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd3-without-t5"])
-def test_t5_reads_as_many_tokens_as_are_asked_for(name: str, places: dict[str, Path]) -> None:
+def test_t5_reads_as_many_tokens_as_are_asked_for(name: str, sd3: Saved) -> None:
     """Without T5 there are so many zeros."""
-    drawn = torch_pipeline(load(places[name], max_sequence_length=77))
+    drawn = torch_pipeline(load(sd3[name], max_sequence_length=77))
     ours = drawn(PROMPTS, seed=SEEDS, num_inference_steps=STEPS, guidance_scale=4.0)
-    close(ours.latents, expected(places[name], 16, 16, guidance_scale=4.0, max_sequence_length=77))
+    close(ours.latents, expected(sd3[name], 16, 16, guidance_scale=4.0, max_sequence_length=77))
 
 
 def test_tokens_of_t5_are_counted_where_it_is_read(checkpoint: Path) -> None:
