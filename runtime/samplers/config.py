@@ -201,7 +201,8 @@ def _fits(value: object, default: object) -> bool:
 
 def _is_number(value: object) -> bool:
     """Tell whether a value is a finite number, also as a float; truth values are none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    largest = sys.float_info.max
+    return isinstance(value, Real) and not isinstance(value, bool) and value <= largest and not value < -largest
 
 
 LATE = ("DPM", "UniPC", "DEIS")  # solvers of flows among others

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from ldmrt.runtime.bundle.engines.engine_key import WEIGHTS_ON_GPU
 from ldmrt.runtime.bundle.graphs import STEP, STEPS
 
 from .common import Choice, Share
@@ -39,6 +38,8 @@ class EngineOptions:
     @property
     def flags(self) -> list[str]:
         """Return the flags of the engines' recipes."""
+        from ldmrt.runtime.bundle.engines.engine_key import WEIGHTS_ON_GPU
+
         return [] if self.weights_on_gpu is None else [f"{WEIGHTS_ON_GPU}{self.weights_on_gpu:g}"]
 
     def wanted(self, bundle: "Bundle") -> "Wanted":
