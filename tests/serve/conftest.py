@@ -50,8 +50,8 @@ def network() -> Doubling:
     return Doubling()
 
 
-def until(holds: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until something holds, but not for ever."""
+def until(holds: Callable[[], object], seconds: float = 240) -> None:
+    """Wait until something holds, but not for ever: a first import on a busy machine takes more than a minute."""
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
