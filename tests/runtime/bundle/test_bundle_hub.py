@@ -264,7 +264,6 @@ def test_two_revisions_or_one_of_a_folder(served: Hub) -> None:
 PROGRAM = "import sys; from ldmrt.runtime.bundle.hub import local_bundle; print(local_bundle(sys.argv[1]))"
 
 
-@pytest.mark.slow(minutes=0.05)
 def test_a_real_cache_without_a_network(bundle: Path, tmp_path: Path) -> None:
     """The layout of the hub's cache, read by huggingface_hub itself: links to blobs, and a file for each branch."""
     repository = tmp_path / "home" / "hub" / f"models--{NAME.replace('/', '--')}"

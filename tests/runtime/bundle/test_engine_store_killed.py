@@ -45,7 +45,6 @@ def killed_at(line: int, work: Callable[[], Any]) -> bool:
     os._exit(0)
 
 
-@pytest.mark.slow(minutes=0.15)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize(("old", "every"), [(None, 5), (b"another plan", 2)])
 def test_a_write_that_is_killed_anywhere(opened: Bundle, old: bytes | None, every: int) -> None:

@@ -253,7 +253,6 @@ def problem(config: dict[str, Any], steps: int, **more: Any) -> str:
     return "" if all(np.isfinite(number).all() for number in numbers if number is not None) else "not finite"
 
 
-@pytest.mark.slow(minutes=0.05)
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
 @given(
     configs(junk=False),

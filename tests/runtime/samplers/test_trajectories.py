@@ -182,7 +182,6 @@ def test_name_with_a_spacing_is_that_of_diffusers(name: str) -> None:
     check(Case(STABLE_DIFFUSION, n, s, name) for n, s in ((4, 1.0), (10, 0.5), (25, 1.0)))
 
 
-@pytest.mark.slow(minutes=0.22)
 @pytest.mark.parametrize("class_name", STEPPED)
 def test_each_value_means_what_it_means_to_diffusers(class_name: str) -> None:
     configs = [{**config, "_class_name": class_name} for config in alone(class_name)]

@@ -38,7 +38,6 @@ def quiet(tokenizer: Any, texts: list[str]) -> list[list[int]]:
         return tokenizer(texts).tolist()
 
 
-@pytest.mark.slow(minutes=0.09)
 @pytest.mark.oracle
 @pytest.mark.parametrize("left_out", ["tokenizer.json", "vocab.json merges.txt", ""])
 def test_ids_are_those_of_transformers(
